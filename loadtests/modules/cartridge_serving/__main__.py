@@ -16,8 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-import psutil
-
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.stack import running_stack, variant
 from loadtests.harness.up import is_engine
@@ -25,7 +23,9 @@ from loadtests.modules.cartridge_serving.speed import Speed, measured
 from loadtests.modules.cartridge_serving.traffic import Counts, Traffic, counted, ready_again
 from loadtests.modules.cartridge_serving.world import ADAPTER, World
 from memserve.client import AsyncClient
-from memserve.config import MIB
+from memserve.config import MIB, STACK_MARK
+from memserve.embedded import Stack
+from memserve.processes.marks import processes_with
 
 SEED = 20
 KEYS = {"first-key-of-the-test": "first", "second-key-of-the-test": "second"}
@@ -41,26 +41,27 @@ TO_WARM_PREFIX, TTFT_TO_BASE, SUPPLY_MS = 1.0, 1.1, 50.0
 class Killer:
     """Kills the engine of one worker when a request begins."""
 
-    def __init__(self, pids: list[int], at_request: int) -> None:
-        """pids: of the workers. at_request: 0 for never."""
-        self._pids = pids
+    def __init__(self, data: Path, at_request: int) -> None:
+        """data: the directory of the memserve. at_request: 0 for never."""
+        self._data = data
         self._at_request = at_request
         self.killed = 0
 
     def __call__(self, number: int) -> None:
-        if self._at_request and number == self._at_request:
-            for child in psutil.Process(self._pids[0]).children(recursive=True):
-                if is_engine(child):
-                    report(f"  engine {child.pid} is killed")
-                    child.kill()
-                    self.killed += 1
+        if not self._at_request or number != self._at_request:
+            return
+        engine = next(filter(is_engine, processes_with({STACK_MARK: str(self._data)})), None)
+        if engine is not None:
+            report(f"  engine {engine.pid} is killed")
+            engine.kill()
+            self.killed += 1
 
 
-async def run(address: str, folder: Path, world: World, *, quick: bool) -> tuple[Counts, Counts, Speed, int]:
+async def run(stack: Stack, folder: Path, world: World, *, quick: bool) -> tuple[Counts, Counts, Speed, int]:
     first, second = KEYS
     cartridges = world.write(folder / "cartridges")
     adapter = variant(ADAPTER, folder / ADAPTER)  # without its probes, which take long
-    async with AsyncClient(address, first) as own, AsyncClient(address, second) as other:
+    async with AsyncClient(stack.address, first) as own, AsyncClient(stack.address, second) as other:
         clients = {"first": own, "second": other}
         for client in clients.values():
             for name, path in {**cartridges, ADAPTER: adapter}.items():
@@ -71,13 +72,13 @@ async def run(address: str, folder: Path, world: World, *, quick: bool) -> tuple
         alone = Traffic(clients, world.questions, SEED)
         for question in world.questions:
             alone.asked.append(await alone.ask("first", question))
-        report("mixed traffic")
+        report(f"{counted(alone.asked)}; mixed traffic")
         requests = QUICK_REQUESTS if quick else REQUESTS
-        killer = Killer([worker.pid for worker in workers], 0 if quick else requests // 3)
+        killer = Killer(stack.settings.data, 0 if quick else requests // 3)
         traffic = Traffic(clients, world.questions, SEED, known=alone.known)
         await traffic.run(requests, killer)
         await ready_again(own, len(workers), BACK_WITHIN_S)
-        report("speed")
+        report(f"{counted(traffic.asked)}; speed")
         rounds, variants = (QUICK_ROUNDS, QUICK_VARIANTS) if quick else (ROUNDS, VARIANTS)
         speed = await measured(own, world, folder, rounds, variants)
     return counted(alone.asked), counted(traffic.asked), speed, killer.killed
@@ -112,7 +113,7 @@ def main() -> int:
             kv_always_load=True,
         ) as stack:
             world = drawn.result()
-            alone, mixed, speed, killed = asyncio.run(run(stack.address, Path(scratch), world, quick=quick))
+            alone, mixed, speed, killed = asyncio.run(run(stack, Path(scratch), world, quick=quick))
     columns = ("requests", "with_cartridge", "wrong_with_cartridge", "wrong_others", "foreign_hits", "failed")
     print_table(
         ("traffic", *(name.replace("_", " ") for name in columns)),
