@@ -52,6 +52,8 @@ class CacheLookup:
             # Chunks that end within a cartridge are never stored.
             skipped = supplied // layout.chunk_tokens
             asked = chunk_keys(keys, layout.blocks_per_chunk)[skipped:]
+            if not asked and supplied:
+                return LookedUp(keys, supplied, supplied)
             chunks = await self._lookup.present(layout.namespace, asked)
             outcome = "unavailable" if chunks is None else "hit" if chunks else "miss"
             self._metrics.lookups.labels(outcome).inc()
