@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 from functools import partial
 
 from memserve.api.drain import draining
@@ -22,6 +21,7 @@ from memserve.gateway.access.callers import Access, KeyFile, first_token_keys, l
 from memserve.gateway.assembly import GatewayParts, open_parts, services_of
 from memserve.metrics.certificates import FollowedCertificates
 from memserve.metrics.port import serve_metrics
+from memserve.processes.interpreter import share_interpreter, what_is_open_kept
 from memserve.processes.ports import held_ports
 from memserve.processes.supervised import repeat
 from memserve.tls.live import LOOK_S, LiveTls, internal_tls, public_tls
@@ -32,9 +32,6 @@ log = logging.getLogger("memserve.gateway")
 
 # How often the key file is looked at. A revoked key is refused at most this much later.
 KEYS_LOOK_S = 1.0
-# How long a thread keeps the interpreter. An embedding is about a hundred steps of numpy on a thread. While
-# the event loop is busy, each step may wait this long for the interpreter.
-SWITCH_INTERVAL_S = 0.0005
 
 
 async def serve_gateway(settings: Settings, *, ports_held: bool = False, own_socket: str = "") -> None:
@@ -47,7 +44,7 @@ async def serve_gateway(settings: Settings, *, ports_held: bool = False, own_soc
     own_socket: where the parent process calls without TLS. Empty: nowhere.
     Raises StartupError when a port is taken or something that the gateway needs is missing.
     """
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    share_interpreter()
     public, internal = public_tls(settings), internal_tls(settings, GATEWAY_NAME)
     access = load_access(settings)
     key_file = KeyFile(access, settings)
@@ -66,7 +63,8 @@ async def serve_gateway(settings: Settings, *, ports_held: bool = False, own_soc
             app = HttpApi(parts, services, entry).app()
             async with served(front, parts, entry, services), answering(http, app):
                 drain = draining(settings, probes, front, http)
-                await _run(settings, front.port, parts, key_file, access, (public, internal), drain)
+                with what_is_open_kept():
+                    await _run(settings, front.port, parts, key_file, access, (public, internal), drain)
 
 
 async def _run(

@@ -120,8 +120,13 @@ class Memory:
     state: MemoryState = MemoryState.LIVE
     superseded_by: Link | None = None
 
+    @property
+    def name(self) -> tuple[str, str]:
+        """Namespace and id. No two memories of a tenant have the same."""
+        return self.namespace, self.memory_id
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class MemoryVersion:
     """One entry of a memory's history."""
 

@@ -210,6 +210,7 @@ class VectorStoreDamaged(MemserveError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(f"the vector store is damaged ({detail}); `memserve restore` brings back a backup")
+        self.detail = detail
 
 
 class EmbedderChanged(MemserveError):

@@ -84,7 +84,7 @@ class Feedback:
         now_s = time.time()
         memories = [memory for memory in await self._used(tenant, answer) if memory is not None]
         before = await self._ledger.strengths(tenant.name, memories, now_s)
-        keys = [memory_key(tenant.name, memory.namespace, memory.memory_id) for memory in memories]
+        keys = [memory_key(tenant.name, *memory.name) for memory in memories]
         await self._ledger.record(tenant.name, outcome.request_id, keys, (outcome.reward + 1) / 2, now_s)
         after = await self._ledger.strengths(tenant.name, memories, now_s)
         reflection = None
@@ -96,8 +96,8 @@ class Feedback:
                 Reinforced(
                     memory.namespace,
                     memory.memory_id,
-                    before[memory.namespace, memory.memory_id],
-                    after[memory.namespace, memory.memory_id],
+                    before[memory.name],
+                    after[memory.name],
                 )
                 for memory in memories
             ),

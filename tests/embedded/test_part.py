@@ -241,9 +241,7 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         try:
             assert parent.stdout is not None
             child = psutil.Process(int(parent.stdout.readline()))
-            wait_until(
-                lambda: "sleep(600)" in child.cmdline()[-1] and "tether" not in " ".join(child.cmdline())
-            )
+            wait_until(lambda: "sleep(600)" in (line := " ".join(child.cmdline())) and "tether" not in line)
         finally:
             parent.kill()  # else a failure waits for its end, ten minutes
         parent.wait()

@@ -73,6 +73,11 @@ ALLOWED = {
     ): "settling's run, which catches, counts (memserve_journal_*) and backs off by itself; purges, which "
     "catch what a store or the registry raises, and come again in an hour",
     (
+        "memory/texts/milvus_lite.py",
+        "__init__",
+    ): "ends with Milvus Lite's process, whatever happens, and fails every call that waits for an answer; "
+    "settling, a supervised loop, starts another one",
+    (
         "memory/texts/encoders/cached.py",
         "_ask",
     ): "takes turns until none of a tenant's texts waits; what ends it early is every waiting call's answer",

@@ -75,6 +75,11 @@ class OtlpReceiver(rpc.TraceServiceServicer):  # type: ignore[misc]
                     )
         return pb.ExportTraceServiceResponse()
 
+    def attributes(self) -> Iterator[str]:
+        """Of every span that has come, each as text."""
+        with self._lock:
+            yield from (repr(span.attributes) for spans in self._spans.values() for span in spans)
+
     def tree(self, trace_id: str) -> Received | None:
         """The trace's uppermost span with all that has come below it. None: it has not come."""
         with self._lock:

@@ -12,12 +12,14 @@ from loadtests.texts.memory_quality.searching import Searcher
 from memserve.domain import Memory, ScoredMemory
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.policy.recall.choosing import Candidate, Candidates, rank_candidates, usable_at
-from memserve.policy.recall.ranking import ScoredRow, fuse, query_terms, rank_words
+from memserve.policy.recall.ranking import query_terms, score_words
 
 FOUND_IN = 5
 HYBRID, DENSE, WORDS, BY_RANK, WEIGHTED = "hybrid", "dense", "words", "rank fusion", "weighted fusion"
 ARMS = (DENSE, WORDS, HYBRID, BY_RANK, WEIGHTED)
 _WORD_SHARE = 0.5
+_RRF_K = 60
+ScoredRow = tuple[Memory, float]
 
 
 @dataclass(slots=True)
@@ -97,17 +99,35 @@ def _other_orders(candidates: Candidates, query: str) -> dict[str, list[Memory]]
     dense: list[ScoredRow] = sorted(
         ((candidate.memory, candidate.cosine or 0.0) for candidate in usable), key=lambda row: -row[1]
     )
-    words = rank_words(
-        query_terms(query),
-        [(candidate.memory, candidate.words or ()) for candidate in usable],
-        candidates.statistics,
+    scores = score_words(
+        query_terms(query), [candidate.words or () for candidate in usable], candidates.statistics
+    )
+    words: list[ScoredRow] = sorted(
+        (
+            (candidate.memory, score.bm25)
+            for candidate, score in zip(usable, scores, strict=True)
+            if score.bm25 > 0
+        ),
+        key=lambda row: (-row[1], row[0].memory_id),
     )
     return {
         DENSE: [memory for memory, _ in dense],
         WORDS: [memory for memory, _ in words],
-        BY_RANK: [hit.memory for hit in fuse(dense[:32], words[:32], FOUND_IN)],
+        BY_RANK: _fused(dense[:32], words[:32]),
         WEIGHTED: _weighted(usable, words),
     }
+
+
+def _fused(*halves: Sequence[ScoredRow]) -> list[Memory]:
+    """Reciprocal rank fusion. Source: Cormack et al. 2009."""
+    by_id = {memory.memory_id: memory for half in halves for memory, _ in half}
+    scores = dict.fromkeys(by_id, 0.0)
+    for half in halves:
+        # Equal scores share a rank.
+        ranks: dict[float, int] = {}
+        for rank, (memory, score) in enumerate(half, start=1):
+            scores[memory.memory_id] += 1 / (_RRF_K + ranks.setdefault(round(score, 6), rank))
+    return [by_id[memory_id] for memory_id in sorted(scores, key=lambda each: (-scores[each], each))]
 
 
 def _weighted(usable: Sequence[Candidate], words: Sequence[ScoredRow]) -> list[Memory]:

@@ -13,7 +13,13 @@ from memserve.demo import facts
 from memserve.demo.facts import Question
 from memserve.domain import Memory, ScoredMemory
 from memserve.memory.texts.embedding import BertEmbedder
-from memserve.policy.recall.choosing import Candidate, Candidates, SearchWishes, choose_hits
+from memserve.policy.recall.choosing import (
+    Candidate,
+    Candidates,
+    SearchWishes,
+    choose_ranked,
+    rank_candidates,
+)
 from memserve.policy.recall.ranking import WordStatistics, memory_words
 from memserve.policy.recall.words import words_of
 
@@ -117,13 +123,12 @@ def _search(memories: Sequence[Memory], queries: Sequence[str]) -> Mapping[str, 
         places = set(np.argsort(-cosines)[:CANDIDATES].tolist())
         rare = {word for word in words_of(query) if 0 < frequency.get(word, 0) <= CANDIDATES}
         places |= {place for place, each in enumerate(indexed) if rare.intersection(each)}
-        candidates = [
-            Candidate(memories[place], float(cosines[place]), indexed[place]) for place in sorted(places)
-        ]
-        hits = choose_hits(
-            Candidates(candidates, statistics), query, SearchWishes(TOP), memories[-1].created_s
+        candidates = Candidates(
+            [Candidate(memories[place], float(cosines[place]), indexed[place]) for place in sorted(places)],
+            statistics,
         )
-        found[query] = hits.hits
+        ranked, skipped = rank_candidates(candidates, query, memories[-1].created_s)
+        found[query] = choose_ranked(ranked, skipped, candidates, SearchWishes(TOP)).hits
     return found
 
 

@@ -54,6 +54,8 @@ class MemorySetCalls:
     ) -> Generator[ItemResult, None, None]:
         """Keep many texts. Each has a result, in order; one that is refused does not stop the others.
 
+        Texts of which no result came within the client's `timeout_s` are not stored, or are stored untold:
+        the same call again changes nothing that is there.
         relate: look for duplicates and contradictions of each. It costs a search for each.
         """
         stub = self._connection.stubs.memories

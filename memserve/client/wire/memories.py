@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from memserve.client.arguments import strings
@@ -154,12 +154,7 @@ def search_query(
         if name not in known:
             raise UsageError(name, f"must be one of {', '.join(sorted(known))}")
     query = SearchQuery(tuple(strings("namespaces", namespaces)), text, limit)
-    return _replaced(query, options)
-
-
-def _replaced(query: SearchQuery, options: Mapping[str, Any]) -> SearchQuery:
-    values = {entry.name: getattr(query, entry.name) for entry in fields(SearchQuery)}
-    return SearchQuery(**{**values, **options})
+    return replace(query, **options)
 
 
 def search_request(query: SearchQuery) -> pb.SearchRequest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from memserve.domain import (
     ErasedPlace,
@@ -53,6 +53,11 @@ SKIPS: dict[SkipReason, pb.SkipReason] = {
 def member(members: Mapping[E, int], number: int, unknown: E) -> E:
     """The member with this number; `unknown` for the number of a newer memserve."""
     return next((name for name, known in members.items() if known == number), unknown)
+
+
+def optional_number(message: Any, field: str) -> float | None:
+    """A message's number, which may be absent."""
+    return float(getattr(message, field)) if message.HasField(field) else None
 
 
 def metadata_message(values: Mapping[str, MetadataValue]) -> dict[str, pb.MetadataValue]:
@@ -149,8 +154,8 @@ def memory_of(message: pb.Memory) -> Memory:
         kind=member(KINDS, message.kind, MemoryKind.UNKNOWN),
         metadata=metadata_of(message.metadata),
         author=message.author,
-        valid_from_s=message.valid_from_s if message.HasField("valid_from_s") else None,
-        valid_until_s=message.valid_until_s if message.HasField("valid_until_s") else None,
+        valid_from_s=optional_number(message, "valid_from_s"),
+        valid_until_s=optional_number(message, "valid_until_s"),
         applies_when=message.applies_when,
         strength=message.strength,
         links=tuple(map(link_of, message.links)),
@@ -189,11 +194,11 @@ def scored_of(message: pb.ScoredMemory) -> ScoredMemory:
     return ScoredMemory(
         memory=memory_of(message.memory),
         score=message.score,
-        dense_score=message.dense_score if message.HasField("dense_score") else None,
-        bm25_score=message.bm25_score if message.HasField("bm25_score") else None,
+        dense_score=optional_number(message, "dense_score"),
+        bm25_score=optional_number(message, "bm25_score"),
         relevance=message.relevance,
         strength=message.strength,
-        rerank_score=message.rerank_score if message.HasField("rerank_score") else None,
+        rerank_score=optional_number(message, "rerank_score"),
         via=_via_of(message.via) if message.HasField("via") else None,
     )
 

@@ -34,7 +34,7 @@ class Prompt:
     merged_turns: int = 0
     """Both as of `Arranged`."""
     passage_tokens: int = 0
-    """Of the passages alone."""
+    """About, of the passages alone."""
     pinned_tokens: int = 0
     """Of those that are pinned."""
 
@@ -137,8 +137,9 @@ def fit_prompt(
     tools: as of GenerationRequest. Behind a cartridge, the prompt is as `PromptLayout.encode` has it there;
     the placeholders are not in it.
 
-    Blocks for as long as the tokenizer works. The prompt is encoded once where all passages fit, else as a
-    rule once more, and four times at most, however many passages must go.
+    Blocks for as long as the tokenizer works. Each passage is encoded once by itself, to know its size. The
+    prompt is encoded once where all passages fit, else as a rule once more, and four times at most, however
+    many passages must go.
 
     Raises InvalidField when it does not fit without any, or the model's template refuses the messages.
     """
@@ -148,6 +149,7 @@ def fit_prompt(
     whole = arrange(passages)
     over_bytes = sum(len(message.content.encode()) for message in whole.messages) - most_bytes
     kept = without_worst(passages, [len(hit.memory.text.encode()) for hit in passages], over_bytes)
+    sizes = {hit.memory.name: size for hit, size in zip(kept, layout.passage_tokens(kept), strict=True)}
     encode = partial(layout.encode, raw=raw, behind=room.prefix_tokens > 0)
     tried = _tried(encode, arrange, kept)
     # A number that has changed may take a token more or less, and so may the place where two lines meet.
@@ -155,20 +157,19 @@ def fit_prompt(
         surplus = len(tried.token_ids) - room.prompt_tokens
         if surplus <= 0 or not tried.passages:
             break
-        sizes = layout.passage_tokens(tried.passages)
-        tried = _tried(encode, arrange, without_worst(tried.passages, sizes, surplus + slack))
+        tried_sizes = [sizes[hit.memory.name] for hit in tried.passages]
+        tried = _tried(encode, arrange, without_worst(tried.passages, tried_sizes, surplus + slack))
     if len(tried.token_ids) > room.prompt_tokens and tried.passages:
         tried = _tried(encode, arrange, [])
     left = _room_left(len(tried.token_ids), room)
-    sizes = layout.passage_tokens(tried.passages)
     return Prompt(
         tuple(tried.passages),
         tried.token_ids,
         room.wanted_tokens or min(room.default_tokens, left),
         tried.arranged.system_folded,
         tried.arranged.merged_turns,
-        sum(sizes),
-        sum(size for size, hit in zip(sizes, tried.passages, strict=True) if hit.memory.pinned),
+        sum(sizes[hit.memory.name] for hit in tried.passages),
+        sum(sizes[hit.memory.name] for hit in tried.passages if hit.memory.pinned),
     )
 
 

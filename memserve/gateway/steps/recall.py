@@ -35,8 +35,10 @@ from memserve.memory.texts.requests import fault_of_options
 from memserve.memory.texts.rules import QUERY_MAX_BYTES
 from memserve.memory.texts.uses import UseLedger
 from memserve.metrics.instruments import GatewayMetrics
+from memserve.policy.recall.choosing import skipped_as
 from memserve.policy.recall.prompt import one_line, order_passages, reflections_first
 
+WARN_EVERY_S = 10.0
 SKIPPED_MAX = 64
 
 log = logging.getLogger("memserve.gateway.steps.recall")
@@ -82,6 +84,7 @@ class Recall:
         self._tokenizer = tokenizer
         self._settings = settings
         self._metrics = metrics
+        self._warned_s = -WARN_EVERY_S
 
     async def __call__(self, request: GenerationRequest, tenant: str) -> Recalled:
         """Raises NamespaceNotFound and InvalidField."""
@@ -100,7 +103,7 @@ class Recall:
             raise failed.exceptions[0] from None
         (found, search_part), (pinned, pinned_part) = searching.result(), pinning.result()
         fits, fits_part = choosing.result() if choosing is not None else ((), None)
-        hits, unusable = self._quotable(found.hits, {_key(hit) for hit in pinned})
+        hits, unusable = self._quotable(found.hits, {hit.memory.name for hit in pinned})
         outcome = search_part.outcome
         if outcome is RecallOutcome.FOUND and not hits:
             outcome = RecallOutcome.EMPTY
@@ -144,12 +147,19 @@ class Recall:
             late = time.monotonic() - started_s >= timeout_s
             outcome = RecallOutcome.LATE if late else RecallOutcome.UNAVAILABLE
             detail = str(error)
-            log.warning("answering without passages: %s", error)
+            self._warn(error)
         if found.skipped:
             detail = f"{len(found.skipped)} found and not used"
         if found.cut:
             detail = f"{detail}; " * bool(detail) + "the filter may let through more"
         return found, RecallPart(RecallSource.TEXTS, outcome, _ms(started_s), len(found.hits), detail=detail)
+
+    def _warn(self, error: VectorStoreUnavailable) -> None:
+        """Once in WARN_EVERY_S: a busy gateway has many requests while a store is away."""
+        now_s = time.monotonic()
+        if now_s - self._warned_s >= WARN_EVERY_S:
+            self._warned_s = now_s
+            log.warning("answering without passages: %s", error)
 
     async def _pin(
         self, request: GenerationRequest, tenant: str, timeout_s: float
@@ -203,20 +213,13 @@ class Recall:
         usable, skipped = [], []
         for hit in hits:
             memory = hit.memory
-            if _key(hit) in pinned:
+            if memory.name in pinned:
                 continue
             if self._tokenizer.can_quote(one_line(memory.text)):
                 usable.append(hit)
                 continue
-            skipped.append(
-                Skipped(
-                    memory.namespace,
-                    memory.memory_id,
-                    memory.version,
-                    SkipReason.UNQUOTABLE,
-                    "it has one of the model's control tokens",
-                )
-            )
+            detail = "it has one of the model's control tokens"
+            skipped.append(skipped_as(memory, SkipReason.UNQUOTABLE, detail))
         return usable, skipped
 
 
@@ -229,10 +232,6 @@ def _question(request: GenerationRequest) -> str:
     """The user's last message, as much of it as a search takes."""
     text = next((one.content for one in reversed(request.messages) if one.role is Role.USER), "")
     return text.strip().encode()[:QUERY_MAX_BYTES].decode(errors="ignore")
-
-
-def _key(hit: ScoredMemory) -> tuple[str, str]:
-    return hit.memory.namespace, hit.memory.memory_id
 
 
 def _ms(started_s: float) -> float:

@@ -10,6 +10,7 @@ from memserve.gateway.steps.prompt import Prompt
 from memserve.gateway.steps.recall import SKIPPED_MAX, Recalled
 from memserve.gateway.steps.resolve import AnsweringModules
 from memserve.gateway.steps.route import RoutingChoice
+from memserve.policy.recall.choosing import skipped_as
 
 
 def receipt_head(
@@ -49,17 +50,11 @@ def receipt_head(
 
 def skipped_memories(recalled: Recalled, prompt: Prompt) -> tuple[Skipped, ...]:
     """What was found and is not in the prompt, the passages without room too."""
-    kept = {(hit.memory.namespace, hit.memory.memory_id) for hit in prompt.passages}
+    kept = {hit.memory.name for hit in prompt.passages}
     dropped = [
-        Skipped(
-            hit.memory.namespace,
-            hit.memory.memory_id,
-            hit.memory.version,
-            SkipReason.TOKENS,
-            "no room in the model's context",
-        )
+        skipped_as(hit.memory, SkipReason.TOKENS, "no room in the model's context")
         for hit in recalled.passages
-        if (hit.memory.namespace, hit.memory.memory_id) not in kept
+        if hit.memory.name not in kept
     ]
     return (*dropped, *recalled.skipped)[:SKIPPED_MAX]
 

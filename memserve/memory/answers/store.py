@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.resources import files
 from itertools import groupby
 from typing import Any
 
@@ -31,11 +30,12 @@ from memserve.memory.answers.records import (
 )
 from memserve.memory.texts.records import memory_key
 from memserve.registry.client import answering, close_client, registry_client
+from memserve.registry.script import Script
 from memserve.turns import FairThreads
 
 log = logging.getLogger("memserve.memory.answers")
 
-SCRIPT = files("memserve.memory.answers").joinpath("answers.lua").read_text(encoding="utf-8")
+SCRIPT = Script.of("memserve.memory.answers", "answers")
 PREFIX = "memserve:answers:"
 ANSWERS_MAX = 10_000
 """Of one tenant. The oldest leave."""
@@ -194,7 +194,7 @@ class KeptAnswers:
 
     async def _run(self, tenant: str, operation: str, *arguments: Any) -> int:
         async with answering():
-            return int(await self._redis.eval(SCRIPT, 1, _prefix(tenant), operation, *arguments))
+            return int(await SCRIPT.run(self._redis, [_prefix(tenant)], (operation, *arguments)))
 
 
 def _with_text(answer: KeptAnswer, text_of: Callable[[Sequence[int]], str]) -> KeptAnswer:

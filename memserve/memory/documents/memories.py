@@ -60,34 +60,6 @@ def passages_to_new_memories(
     ]
 
 
-def passages_to_memories(
-    document_id: str,
-    passages: Sequence[DocumentPassage],
-    origin: PassageOrigin,
-    *,
-    created_s: float,
-    author: str = "",
-) -> list[Memory]:
-    """As `passages_to_new_memories`, as the first versions that they become."""
-    return [
-        Memory(
-            memory_id=new.memory_id,
-            namespace=new.namespace,
-            text=new.text,
-            source=new.source,
-            keywords=new.keywords,
-            created_s=created_s,
-            kind=new.kind,
-            metadata=new.metadata,
-            author=author,
-            links=new.links,
-            place=new.place,
-            updated_s=created_s,
-        )
-        for new in passages_to_new_memories(document_id, passages, origin)
-    ]
-
-
 def first_ids(document_id: str, passages: int) -> tuple[str, ...]:
     """The ids of a document that comes for the first time. Raises InvalidField."""
     if not is_memory_id(f"{document_id}:{max(0, passages - 1)}"):

@@ -6,27 +6,21 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
-import memserve
 from memserve.errors import GatewayLeaving, InvalidField
 from memserve.memory.documents import wire
 from memserve.memory.documents.bounds import DocumentBounds, PassageSizes
 from memserve.memory.documents.document import Document
 from memserve.memory.documents.passages import ControlToken, CountTokens, DocumentPassage, passages_of
 from memserve.memory.documents.wire import Upload
-from memserve.processes.tether import tethered
+from memserve.processes.own_modules import module_command, module_environment
 from memserve.turns import FairThreads
 
 # Each that waits holds its bytes.
 WAITING_PER_TENANT = 4
-# The process has what it needs to start, and no secret of the gateway's.
-_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
-_PACKAGES = Path(memserve.__file__).parent.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +127,12 @@ class _Reading:
             if self._stopped:
                 raise GatewayLeaving
             self._process = subprocess.Popen(
-                # The thread waits until the child has ended, as `tethered` asks for.
-                tethered([sys.executable, "-P", "-m", "memserve.memory.documents.child"]),
+                # The thread waits until the child has ended, as `module_command` asks for.
+                module_command("memserve.memory.documents.child"),
                 stdin=given,
                 stdout=written,
                 stderr=subprocess.DEVNULL,
-                env=_environment(),
+                env=module_environment(),
                 start_new_session=True,
             )
         try:
@@ -150,13 +144,6 @@ class _Reading:
         if self._stopped:
             raise GatewayLeaving
         return status
-
-
-def _environment() -> dict[str, str]:
-    """The process finds this package wherever the gateway was started."""
-    kept = {name: value for name in _ENVIRONMENT if (value := os.environ.get(name))}
-    paths = (str(_PACKAGES), os.environ.get("PYTHONPATH", ""))
-    return {**kept, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
 def _memory_file(name: str) -> BinaryIO:

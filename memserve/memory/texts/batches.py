@@ -73,7 +73,7 @@ class Batches(Writes):
             except MemserveError as error:
                 outcomes[index] = ItemOutcome(index, error=error)
                 continue
-            item = _Item(index, memory_key(tenant, memory.namespace, memory.memory_id), memory)
+            item = _Item(index, memory_key(tenant, *memory.name), memory)
             # The second of two items with one id comes in the next wave.
             wave = next((wave for wave in waves if item.key not in wave), None)
             if wave is None:

@@ -31,6 +31,8 @@ from memserve.memory.texts.settling import Settling
 from memserve.memory.texts.writing import JournalWriter, KnownNamespaces
 
 REBUILDING = "its local index is being built again; searches and reads by id work meanwhile"
+DRAFTS_AT_ONCE = 8
+"""Of a batch, made before other calls have a turn on the event loop."""
 
 T = TypeVar("T")
 
@@ -157,6 +159,8 @@ class Core:
                 if intent is None:
                     done[key] = None
                     continue
+                if len(drafts) % DRAFTS_AT_ONCE == DRAFTS_AT_ONCE - 1:
+                    await asyncio.sleep(0)
                 drafts[key] = draft_of(key, owner, before, intent, look)
                 sent[drafts[key].write.author] = Changed(before, intent.record)
             if drafts:

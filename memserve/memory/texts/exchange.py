@@ -252,7 +252,7 @@ def _wanted(tenant: str, index: int, line: Mapping[str, Any]) -> _Wanted:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise InvalidField("memory", f"is no memory of an export ({type(error).__name__})") from None
-    return _Wanted(index, memory_key(tenant, first.namespace, first.memory_id), history)
+    return _Wanted(index, memory_key(tenant, *first.name), history)
 
 
 def _check_history(history: MemoryHistory, versions: Sequence[Memory]) -> None:

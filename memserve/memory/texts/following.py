@@ -133,7 +133,7 @@ class Following(Core):
     ) -> list[ScoredMemory]:
         """At most MORE_MAX memories beside the hits, those of the best hits first."""
         scope = Scope(tenant_key(tenant), namespaces)
-        seen = {_name(hit.memory) for hit in hits}
+        seen = {hit.memory.name for hit in hits}
         more: list[ScoredMemory] = []
         if wishes.neighbours:
             found = await self._searched.read(
@@ -154,12 +154,10 @@ class Following(Core):
                 ),
             )  # fmt: skip
             front = _add(more, seen, found)
-        current = {
-            _name(memory) for memory in await self._still_current(tenant, [hit.memory for hit in more])
-        }
-        reached = [hit for hit in more if _name(hit.memory) in current]
+        current = {memory.name for memory in await self._still_current(tenant, [hit.memory for hit in more])}
+        reached = [hit for hit in more if hit.memory.name in current]
         strengths = await self._strengths(tenant, [hit.memory for hit in reached], now_s)
-        return [replace(hit, strength=strengths[_name(hit.memory)]) for hit in reached]
+        return [replace(hit, strength=strengths[hit.memory.name]) for hit in reached]
 
     async def _strengths(
         self, tenant: str, memories: Sequence[Memory], now_s: float
@@ -167,7 +165,7 @@ class Following(Core):
         if self.search_parts.strengths is not None:
             return await self.search_parts.strengths(tenant, memories, now_s)
         return {
-            (memory.namespace, memory.memory_id): round(
+            memory.name: round(
                 effective_strength(memory.strength, memory.kind, Usage(max(0.0, now_s - memory.updated_s))),
                 STRENGTH_DIGITS,
             )
@@ -176,7 +174,7 @@ class Following(Core):
 
     async def _still_current(self, tenant: str, memories: Sequence[Memory]) -> list[Memory]:
         """Without those that a later write has replaced or taken away."""
-        keys = {memory_key(tenant, *_name(memory)): memory for memory in memories}
+        keys = {memory_key(tenant, *memory.name): memory for memory in memories}
         pending = await self._pending_of(list(keys))
         return [memory for key, memory in keys.items() if key not in pending or pending[key].memory == memory]
 
@@ -238,7 +236,7 @@ def _linked(
 
 
 def _leads_to(link: Link, owner: Memory, target: Memory, kinds: frozenset[LinkKind]) -> bool:
-    return link.kind in kinds and (link.namespace or owner.namespace, link.memory_id) == _name(target)
+    return link.kind in kinds and (link.namespace or owner.namespace, link.memory_id) == target.name
 
 
 def _beside(memory: Memory, hit: ScoredMemory, via: Via) -> ScoredMemory:
@@ -251,13 +249,9 @@ def _add(
     """Add what is not there yet. Returns it."""
     added = []
     for reached, hit in found:
-        name = _name(reached.memory)
+        name = reached.memory.name
         if name not in seen and len(more) < MORE_MAX:
             seen.add(name)
             more.append(reached)
             added.append((reached, hit))
     return added
-
-
-def _name(memory: Memory) -> Name:
-    return memory.namespace, memory.memory_id

@@ -17,6 +17,7 @@ from memserve.memory.texts.milvus import (
     is_local_uri,
     milvus_failures,
 )
+from memserve.processes.backoff import pause_s
 from memserve.turns import FairThreads, leave_one, on_own_thread
 
 # What a call to Milvus may raise.
@@ -65,11 +66,20 @@ class VectorIndex:
         # Calls under way, by connection.
         self._calls: Counter[MilvusMemories] = Counter()
         self._must_prepare = False
+        # Starts of Milvus Lite that failed in a row, and when it may be started again.
+        self._failed_starts = 0
+        self._start_at_s = 0.0
         self._closed = False
 
     @property
     def is_open(self) -> bool:
         return self._store is not None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process of Milvus Lite has ended. `reopen` starts it again."""
+        store = self._store
+        return store is not None and store.has_ended
 
     async def read(self, tenant: str, call: Callable[[MilvusMemories], T]) -> T:
         """Run a blocking call in the tenant's turn. Raises one of MILVUS_ERRORS.
@@ -171,13 +181,23 @@ class VectorIndex:
             self._end(before)
 
     def _connect(self) -> MilvusMemories:
-        return MilvusMemories(
-            self._uri,
-            self._access,
-            self._vectors,
-            is_searched=self._is_searched,
-            timeout_s=self.call_timeout_s,
-        )
+        if time.monotonic() < self._start_at_s:
+            raise MilvusFailed("Milvus Lite could not be started, and is started again in a moment")
+        try:
+            store = MilvusMemories(
+                self._uri,
+                self._access,
+                self._vectors,
+                is_searched=self._is_searched,
+                timeout_s=self.call_timeout_s,
+            )
+        except BaseException:
+            if self.is_local:
+                self._failed_starts += 1
+                self._start_at_s = time.monotonic() + pause_s(self._failed_starts)
+            raise
+        self._failed_starts = 0
+        return store
 
     def _end(self, store: MilvusMemories) -> None:
         self._calls.pop(store, None)
@@ -191,6 +211,8 @@ class VectorIndex:
                 store.close(clean=False)
             if self._store is None:
                 self._store = self._connect()
+            elif self._store.has_ended:
+                raise MilvusFailed("Milvus Lite's process has ended, and is started again in a moment")
             elif self._must_prepare or reopen:
                 self._store.prepare(timeout_s=self.call_timeout_s)
             self._must_prepare = False

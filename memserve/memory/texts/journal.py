@@ -10,14 +10,10 @@ A journal that is full refuses every write, erasing too, until the store has wri
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
-from importlib.resources import files
 from typing import Any
-
-from redis.exceptions import NoScriptError
 
 from memserve.domain import MemoryChange, NamespaceUsage
 from memserve.errors import ChangesMissed, EmbedderChanged, JournalFull, PinnedMemoriesFull, QuotaReached
@@ -39,9 +35,9 @@ from memserve.memory.texts.journal_entries import (
 from memserve.memory.texts.records import tenant_key
 from memserve.memory.texts.registry_log import rewritten
 from memserve.registry.client import answering, close_client, registry_client
+from memserve.registry.script import Script
 
-SCRIPT = files("memserve.memory.texts").joinpath("journal.lua").read_text(encoding="utf-8")
-SCRIPT_DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
+SCRIPT = Script.of("memserve.memory.texts", "journal")
 PREFIX = "memserve:memories:"
 PENDING, STATE, TENANTS, COUNTS = (PREFIX + name for name in ("pending", "state", "tenants", "counts:"))
 RECORDS, BYTES, FEED, TRIMMED = (PREFIX + name for name in ("records:", "bytes:", "feed:", "trimmed"))
@@ -372,10 +368,7 @@ class Journal:
         """arguments: by the names that the script gives them."""
         named = [script, *(part for argument in arguments.items() for part in argument)]
         async with answering(TIMEOUT_S):
-            try:
-                return await self._redis.evalsha(SCRIPT_DIGEST, len(keys), *keys, *named)
-            except NoScriptError:
-                return await self._redis.eval(SCRIPT, len(keys), *keys, *named)
+            return await SCRIPT.run(self._redis, keys, named)
 
 
 def _tenant_keys(tenant: str) -> list[str]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
@@ -19,6 +19,7 @@ from memserve.memory.texts.milvus_client import Vectors as Vectors
 from memserve.memory.texts.milvus_client import connect
 from memserve.memory.texts.milvus_client import is_local_uri as is_local_uri
 from memserve.memory.texts.milvus_client import milvus_failures as milvus_failures
+from memserve.memory.texts.milvus_lite import MilvusLiteStore
 from memserve.memory.texts.milvus_old import OLD_NAMESPACES, OldMemories
 from memserve.memory.texts.milvus_reads import LIGHT_ROWS, MilvusReads
 from memserve.memory.texts.milvus_rows import (
@@ -35,9 +36,6 @@ from memserve.memory.texts.milvus_rows import (
 from memserve.memory.texts.records import Record
 from memserve.memory.texts.records import memory_key as memory_key
 from memserve.memory.texts.records import tenant_key as tenant_key
-
-if TYPE_CHECKING:
-    from memserve.memory.texts.milvus_lite import MilvusLiteStore
 
 # Of one call. A Milvus server refuses calls of more than 64 MiB.
 PUT_ROWS = 256
@@ -80,9 +78,6 @@ class MilvusMemories(MilvusReads):
         self.is_local = is_local_uri(uri)
         lite: MilvusLiteStore | None = None
         if self.is_local:
-            # Imported here, because a gateway that uses a Milvus server needs no pyarrow.
-            from memserve.memory.texts.milvus_lite import MilvusLiteStore
-
             lite = MilvusLiteStore(uri)
             uri = lite.uri
         try:
@@ -91,6 +86,9 @@ class MilvusMemories(MilvusReads):
             if lite is not None:
                 lite.close(clean=False)
             raise
+        if lite is not None:
+            # pymilvus would try again what the process does not answer, until the call's time is up.
+            lite.when_ended(client.close)
         self._owns_connection = True
         super().__init__(client, collection_name(vectors.embedder), lite, is_searched=is_searched)
         self._vectors = vectors
@@ -192,7 +190,10 @@ class MilvusMemories(MilvusReads):
         """As `put`, of records that stay in the old collection too."""
         # Where another index finds the memories, their words would cost a fifth of a write and find nothing.
         for page in pages(records, PUT_ROWS, PUT_BYTES, with_words=self._is_searched):
-            self._client.upsert(self._name, page, timeout=timeout_s)
+            if self._lite is not None:
+                self._lite.upsert(self._name, page, timeout_s=timeout_s)
+            else:
+                self._client.upsert(self._name, page, timeout=timeout_s)
 
     def drop_old(self, *, timeout_s: float) -> None:
         """Drop the collection of memserve 0.1.0."""
@@ -267,6 +268,16 @@ class MilvusMemories(MilvusReads):
         """Copy a local store's files. Nothing may be written to the store meanwhile."""
         assert self._lite is not None
         self._lite.copy_to(target)
+
+    @property
+    def process_id(self) -> int | None:
+        """Of Milvus Lite. None: a server has the store."""
+        return None if self._lite is None else self._lite.process_id
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process of a local store has ended. Then every call fails."""
+        return self._lite is not None and self._lite.has_ended
 
     def probe(self) -> None:
         """Raises OSError when a local store could not be opened again after it is closed."""

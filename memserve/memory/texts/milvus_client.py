@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -13,9 +14,14 @@ from pymilvus.exceptions import MilvusException
 
 from memserve.tls.pem import PemFiles
 
+# gRPC's own wait between two tries to connect grows to two minutes: so long after its start would a Milvus
+# server that was away stay unused.
+_GRPC_OPTIONS = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 1_000}
+_ADDRESS = re.compile(r"(?:ipv[46]:|unix:|dns:/*|https?://)\S+|(?:\[[0-9a-fA-F:.%]+\]|[\w.-]+):\d{4,5}\b")
+
 
 class MilvusFailed(Exception):
-    """Milvus did not do what it was asked. The message is the client's."""
+    """Milvus did not do what it was asked. The message is the client's, without addresses: tenants see it."""
 
 
 @contextlib.contextmanager
@@ -23,8 +29,15 @@ def milvus_failures() -> Iterator[None]:
     """Turn what pymilvus raises into MilvusFailed. pymilvus lets gRPC's own errors through in some calls."""
     try:
         yield
-    except (MilvusException, grpc.RpcError) as error:
-        raise MilvusFailed(str(error) or type(error).__name__) from error
+    except MilvusException as error:
+        raise MilvusFailed(without_addresses(error.message) or type(error).__name__) from error
+    except grpc.RpcError as error:
+        details = error.details() if isinstance(error, grpc.Call) else str(error)
+        raise MilvusFailed(without_addresses(details or "") or type(error).__name__) from error
+
+
+def without_addresses(text: str) -> str:
+    return _ADDRESS.sub("Milvus", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +69,12 @@ def connect(uri: str, access: MilvusAccess, *, timeout_s: float) -> MilvusClient
     # pymilvus logs a copy of every exception that it raises, stack trace included.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     return MilvusClient(
-        uri, token=access.token, timeout=timeout_s, dedicated=True, **_tls_arguments(uri, access.tls)
+        uri,
+        token=access.token,
+        timeout=timeout_s,
+        dedicated=True,
+        grpc_options=_GRPC_OPTIONS,
+        **_tls_arguments(uri, access.tls),
     )
 
 

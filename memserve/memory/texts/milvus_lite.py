@@ -1,363 +1,288 @@
-"""Milvus Lite in this process.
-
-Its server listens on a unix socket, its files are synced to disk, and its warnings come into the log.
-"""
+"""Milvus Lite for this process: in a child, which holds the folder (`milvus_lite_process.py`)."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
+import itertools
 import logging
-import os
 import shutil
-import socket
-from collections.abc import Iterator, Sequence
-from concurrent import futures
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-import grpc
-import pyarrow.parquet as parquet
-from milvus_lite.adapter.grpc.servicer import MilvusServicer
-from milvus_lite.constants import DEFAULT_NUM_PARTITIONS, PARTITION_KEY_BUCKET_PREFIX
-from milvus_lite.db import MilvusLite
-from milvus_lite.exceptions import DataDirLockedError, ManifestCorruptedError
-from milvus_lite.storage import data_file, delta_file
-from pymilvus.grpc_gen import milvus_pb2_grpc
+from memserve.memory.texts import milvus_lite_wire as wire
+from memserve.memory.texts.milvus_client import MilvusFailed
+from memserve.memory.texts.milvus_rows import VECTOR_COLUMN, Row
+from memserve.processes.own_modules import module_command, module_environment
 
-from memserve.errors import VectorStoreDamaged, VectorStoreHeld
-from memserve.private_files import new_socket_path
-
-SERVER_THREADS = 10
-STOP_GRACE_S = 2.0
-COPY_TIMEOUT_S = 120.0
-MARK_OF_A_CLEAN_END = "memserve-closed"
-MARK_OF_A_DROP = "memserve-dropping-"
-ASIDE = "memserve-damaged"
-_PROBE_BYTES = 64 << 10
-_SERVER_OPTIONS = [
-    ("grpc.max_receive_message_length", 256 << 20),
-    ("grpc.max_send_message_length", 256 << 20),
-    # pymilvus pings every ten seconds, also while it asks for nothing. gRPC's default server would disconnect
-    # such a client.
-    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
-    ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.keepalive_permit_without_calls", 1),
-]
+CALL_TIMEOUT_S = 600.0
+"""A call that takes longer ends the process. A sync takes seconds on a busy disk."""
+CLOSE_TIMEOUT_S = 120.0
+END_TIMEOUT_S = 10.0
+# Its work is Python's. Libraries that start a thread for each core would take cores from searches.
+_FEW_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_SCHEME = "unix:"
 
 log = logging.getLogger(__name__)
 
 
 class MilvusLiteStore:
-    """A folder of Milvus Lite that this process holds, served on a socket that only this user reaches.
+    """A folder of Milvus Lite that a child of this process holds and serves. Thread-safe.
 
-    Opening moves data files that cannot be read into a folder `memserve-damaged`, and warns. The other files
-    stay usable.
+    The child ends with this process, however this process ends. When the child ends by itself, every call
+    fails, and the folder can be opened anew. Of each call the files are in the state that the call left.
 
     Raises VectorStoreHeld when another process holds the folder, VectorStoreDamaged when its manifests cannot
-    be read, OSError.
+    be read, OSError, and MilvusFailed when the child ends before the folder is open. Its calls raise OSError
+    and MilvusFailed.
     """
 
     def __init__(self, path: str) -> None:
-        self.path = Path(path)
-        _sync_what_is_written()
-        _let_warnings_through()
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.path.chmod(0o700)
-        self._synced: dict[Path, tuple[int, int]] = {}
-        self._prepare_files()
-        _remove_stale_sockets(self.path.parent)
-        try:
-            self._lite = self._open_collections()
-        except VectorStoreDamaged:
-            self._move_unreadable_aside(every_byte=True)
-            self._lite = self._open_collections()
-        self._socket = new_socket_path(self.path.parent, ".milvus-")
-        self._server = grpc.server(
-            futures.ThreadPoolExecutor(SERVER_THREADS, "memserve-milvus-lite"), options=_SERVER_OPTIONS
-        )
-        milvus_pb2_grpc.add_MilvusServiceServicer_to_server(MilvusServicer(self._lite), self._server)
-        self._server.add_insecure_port(self.uri)
-        self._server.start()
+        self._child = _Child(Path(path))
+        facts = self._child.opened()
+        self.uri = str(facts["uri"])
+        """The address for pymilvus."""
+        self._partitions = int(facts["partitions"])
+        self._partition_prefix = str(facts["partition_prefix"])
+        self._child.socket = Path(self.uri.removeprefix(_SCHEME))
 
     @property
-    def uri(self) -> str:
-        """The address for pymilvus."""
-        return f"unix:{self._socket}"
+    def process_id(self) -> int:
+        return self._child.process_id
 
-    @staticmethod
-    def partition_of(partition_key: str) -> str:
+    @property
+    def has_ended(self) -> bool:
+        """Whether the child has ended, by whatever cause."""
+        return self._child.has_ended
+
+    def when_ended(self, call: Callable[[], object]) -> None:
+        """Have `call` called once when the child has ended, on another thread, or now if it has."""
+        self._child.when_ended(call)
+
+    def partition_of(self, partition_key: str) -> str:
         """The partition that has the rows of a partition key.
 
         Milvus Lite does not see from a filter that only one partition can match. Without a partition's name
         it looks at the rows of all partitions, in Python where rows are not flushed.
         """
-        bucket = int(hashlib.md5(partition_key.encode()).hexdigest(), 16) % DEFAULT_NUM_PARTITIONS
-        return f"{PARTITION_KEY_BUCKET_PREFIX}{bucket}"
+        bucket = int(hashlib.md5(partition_key.encode()).hexdigest(), 16) % self._partitions
+        return f"{self._partition_prefix}{bucket}"
+
+    def upsert(self, name: str, rows: Sequence[Row], *, timeout_s: float) -> None:
+        """Put rows of the collection in place of those with the same keys.
+
+        pymilvus takes about a millisecond to pack a row, which searches would wait for.
+        """
+        packed = [{**row, VECTOR_COLUMN: wire.packed_vector(row[VECTOR_COLUMN])} for row in rows]
+        self._child.call("upsert", within_s=timeout_s, ends_late=False, name=name, rows=packed)
 
     def sync(self) -> None:
         """Sync the files that have changed since the last call, and their folders. Raises OSError.
 
         Afterwards the whole folder is on disk.
         """
-        # Also the folders of logs: a log that a flush has removed must not come back. Its memories may have
-        # been forgotten since.
-        folders = set(self.path.glob("collections/*/wal"))
-        seen: dict[Path, tuple[int, int]] = {}
-        for file in _files(self.path):
-            try:
-                stat = file.stat()
-            except FileNotFoundError:
-                continue  # compaction removed it
-            seen[file] = (stat.st_size, stat.st_mtime_ns)
-            if self._synced.get(file) != seen[file]:
-                _sync(file)
-                folders.update(_parents(file, self.path))
-        for folder in folders:
-            _sync(folder)
-        self._synced = seen
+        self._child.call("sync")
 
     def copy_to(self, target: Path) -> None:
         """Copy the files, except indexes, which are built again. Nothing may be written meanwhile.
 
         Waits for Milvus Lite's own merging of files.
         """
-        for name in self._lite.list_collections():
-            self._lite.get_collection(name)._wait_for_bg(COPY_TIMEOUT_S)
-        for file in _files(self.path):
-            inside = file.relative_to(self.path)
-            if "indexes" in inside.parts or inside.parts[0] in ("LOCK", ASIDE, MARK_OF_A_CLEAN_END):
-                continue
-            copied = target / inside
-            copied.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if file.suffix == ".parquet":  # never changed after it is written
-                with contextlib.suppress(OSError):
-                    os.link(file, copied)
-            if not copied.exists():
-                shutil.copyfile(file, copied)
+        self._child.call("copy_to", target=str(target.absolute()))
 
     def compact(self, name: str, tenant_keys: Sequence[str], *, timeout_s: float) -> None:
         """Write the files that have deleted rows of these tenants anew, without those rows.
 
-        Everything must be flushed. Waits for Milvus Lite's own merging of files. Milvus Lite itself merges
-        files when there are many, and has no call for it.
+        Everything must be flushed. timeout_s: of the waits for Milvus Lite's own merging of files.
         """
-        collection = self._lite.get_collection(name)
-        collection._wait_for_bg(timeout_s)
-        manager, deleted = collection._compaction_mgr, collection._delta_index
-        with collection._maintenance_lock:
-            for partition in sorted({self.partition_of(key) for key in tenant_keys}):
-                folder = self.path / "collections" / name / "partitions" / partition
-                for file in list(collection._manifest.get_data_files(partition)):
-                    rows = parquet.read_table(folder / file, columns=["pk", "_seq"]).to_pydict()
-                    if any(map(deleted.is_deleted, rows["pk"], rows["_seq"])):
-                        manager._compact_files(partition, str(folder), [file], collection._manifest, deleted)
-            manager._gc_tombstones(collection._manifest, deleted)
-            collection._refresh_segment_cache()
-            collection._cleanup_orphan_index_files()
-        collection._schedule_bg_maintenance()
-        collection._wait_for_bg(timeout_s)
+        partitions = sorted({self.partition_of(key) for key in tenant_keys})
+        self._child.call("compact", name=name, partitions=partitions, timeout_s=timeout_s)
 
     @contextlib.contextmanager
     def dropping(self, name: str) -> Iterator[None]:
         """Drop a collection inside. What a killed process leaves of it is removed at the next start."""
-        mark = self.path / f"{MARK_OF_A_DROP}{name}"
-        mark.touch()
-        _sync(self.path)
+        self._child.call("begin_drop", name=name)
         yield
-        _sync(self.path / "collections")
-        mark.unlink()
+        self._child.call("end_drop", name=name)
 
     def probe(self) -> None:
-        """Write and sync a small file in every folder that Milvus Lite writes to when it is opened.
-
-        Raises OSError where Milvus Lite could not be opened again.
+        """Raises OSError where Milvus Lite could not be opened again. Does nothing after the child's end:
+        nothing is lost by another try.
         """
-        for folder in (self.path, *self.path.glob("collections/*"), *self.path.glob("collections/*/wal")):
-            file = folder / "memserve-probe"
-            try:
-                file.write_bytes(bytes(_PROBE_BYTES))
-                _sync(file)
-            finally:
-                with contextlib.suppress(OSError):
-                    file.unlink()
+        if not self.has_ended:
+            self._child.call("probe")
 
     def close(self, *, clean: bool) -> None:
-        """Release the folder.
+        """Release the folder, and wait until the child has ended.
 
         clean: everything is flushed and in order. The next start then trusts the indexes.
         """
-        self._server.stop(STOP_GRACE_S).wait()
-        self._lite.close()
-        shutil.rmtree(self._socket.parent, ignore_errors=True)
-        if clean:
-            with contextlib.suppress(OSError):
-                self.sync()
-                (self.path / MARK_OF_A_CLEAN_END).touch()
-                _sync(self.path)
-
-    def _open_collections(self) -> MilvusLite:
-        try:
-            lite = MilvusLite(str(self.path))
-        except DataDirLockedError:
-            raise VectorStoreHeld from None
-        try:
-            for name in lite.list_collections():
-                lite.get_collection(name)
-        except BaseException as error:
-            lite.close()
-            # pyarrow and JSON raise ValueErrors. For a file that is no parquet file pyarrow raises an OSError
-            # without a number.
-            if isinstance(error, ManifestCorruptedError | ValueError | KeyError) or (
-                isinstance(error, OSError) and error.errno is None
-            ):
-                raise VectorStoreDamaged(type(error).__name__) from error
-            raise
-        return lite
-
-    def _prepare_files(self) -> None:
-        """Put the files in order before Milvus Lite reads them. Its own lock keeps other processes away."""
-        lock = os.open(self.path / "LOCK", os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(lock)
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise VectorStoreHeld from None
-            raise
-        try:
-            mark = self.path / MARK_OF_A_CLEAN_END
-            if mark.exists():
-                mark.unlink()
-            else:
-                # A killed process, a full disk or a power cut may have left half of an index. Indexes are
-                # built again from the rows.
-                for index in self.path.glob("collections/*/partitions/*/indexes/*"):
-                    index.unlink(missing_ok=True)
-            for mark in self.path.glob(f"{MARK_OF_A_DROP}*"):
-                dropped = self.path / "collections" / mark.name.removeprefix(MARK_OF_A_DROP)
-                shutil.rmtree(dropped, ignore_errors=True)
-                if not dropped.exists():
-                    mark.unlink()
-            self._move_unreadable_aside()
-        finally:
-            os.close(lock)
-
-    def _move_unreadable_aside(self, every_byte: bool = False) -> None:
-        """Move files aside that a manifest names and that cannot be read.
-
-        A killed flush leaves files that no manifest names. Milvus Lite removes those itself.
-
-        every_byte: whether to read all of each file, and not only its end.
-        """
-        for collection in self.path.glob("collections/*"):
-            manifest = "".join(
-                file.read_text(errors="replace", encoding="utf-8")
-                for file in collection.glob("manifest.json*")
-            )
-            for file in collection.glob("partitions/*/*/*.parquet"):
-                if file.name not in manifest:
-                    continue
-                try:
-                    if every_byte:
-                        parquet.read_table(file)
-                    else:
-                        parquet.ParquetFile(file).close()
-                except (ValueError, OSError) as error:
-                    if isinstance(error, OSError) and error.errno is not None:
-                        raise
-                    aside = self.path / ASIDE / file.relative_to(self.path)
-                    aside.parent.mkdir(parents=True, exist_ok=True)
-                    file.rename(aside)
-                    log.warning(
-                        "Milvus Lite's file %s cannot be read and is moved to %s: its memories are lost",
-                        file.name,
-                        aside,
-                    )
+        self._child.close(clean=clean)
 
 
-class _SyncedParquet:
-    """Takes the place of pyarrow.parquet in Milvus Lite's writers, and syncs what they write.
+class _Child:
+    """The process, and the thread that starts it, reads what it says, and waits for its end.
 
-    The writers leave new files to the kernel. A power cut would lose rows that a manifest names and whose log
-    is gone.
+    The thread outlives the process, as `module_command` asks for.
     """
 
-    read_table = staticmethod(parquet.read_table)
+    def __init__(self, path: Path) -> None:
+        self.socket: Path | None = None
+        self._path = path
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(wire.OPENED)
+        self._answers: dict[int, Future[Any]] = {}
+        self._when_ended: list[Callable[[], object]] = []
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended: str | None = None
+        self._is_closing = False
+        _, self._opening = self._expect()
+        self._keeper = threading.Thread(target=self._keep, name="memserve-milvus-lite", daemon=True)
+        self._keeper.start()
 
-    @staticmethod
-    def write_table(table: Any, path: str) -> None:
-        parquet.write_table(table, path)
-        _sync(Path(path))
-        for folder in list(Path(path).parents)[:3]:
-            _sync(folder)
+    @property
+    def process_id(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
+    @property
+    def has_ended(self) -> bool:
+        return self._ended is not None
 
-def _sync_what_is_written() -> None:
-    data_file.pq = delta_file.pq = _SyncedParquet
-
-
-class _OneLine(logging.Filter):
-    """Makes a warning one line. Drops errors that come back as exceptions too."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno >= logging.ERROR and not record.getMessage().startswith("background"):
-            return False
-        error = record.exc_info[1] if record.exc_info else None
-        record.msg = " ".join(f"Milvus Lite: {record.getMessage()}{f': {error}' if error else ''}".split())
-        record.args, record.exc_info, record.exc_text, record.levelno, record.levelname = (
-            (),
-            None,
-            None,
-            logging.WARNING,
-            "WARNING",
-        )
-        return True
-
-
-def _let_warnings_through() -> None:
-    # pymilvus logs a copy of every failure, stack trace included.
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
-    lite = logging.getLogger("milvus_lite")
-    lite.setLevel(logging.WARNING)
-    for name in (
-        "engine.collection",
-        "engine.compaction",
-        "engine.recovery",
-        "storage.manifest",
-        "storage.wal",
-        "adapter.grpc.servicer",
-    ):
-        source = logging.getLogger(f"milvus_lite.{name}")
-        if not any(isinstance(present, _OneLine) for present in source.filters):
-            source.addFilter(_OneLine())
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            yield Path(parent) / name
-
-
-def _parents(file: Path, root: Path) -> list[Path]:
-    """The folders from the file's up to `root`."""
-    return [folder for folder in file.parents if folder == root or root in folder.parents]
-
-
-def _sync(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        descriptor = os.open(path, os.O_RDONLY)
+    def opened(self) -> wire.Message:
+        """What the child says when the folder is open. Not bounded in time: recovery reads all that a killed
+        process left.
+        """
         try:
-            os.fsync(descriptor)
+            return cast(wire.Message, self._opening.result())
+        except BaseException:
+            self._kill()
+            raise
+
+    def call(
+        self, call: str, *, within_s: float = CALL_TIMEOUT_S, ends_late: bool = True, **arguments: object
+    ) -> None:
+        """Raises what the child raised, and MilvusFailed when it has ended or is late.
+
+        ends_late: whether a child that is late is killed. Otherwise the call goes on there.
+        """
+        with self._lock:
+            number, answer = self._expect()
+            self._ask({"id": number, "call": call, "arguments": arguments})
+        done, _ = wait([answer], within_s)
+        if not done:
+            if ends_late:
+                self._kill()
+            raise MilvusFailed(f"Milvus Lite's process does not answer {call!r} within {within_s:g} s")
+        answer.result()
+
+    def when_ended(self, call: Callable[[], object]) -> None:
+        with self._lock:
+            if self._ended is None:
+                self._when_ended.append(call)
+                return
+        call()
+
+    def close(self, *, clean: bool) -> None:
+        self._is_closing = True
+        if not self.has_ended:
+            try:
+                self.call("close", within_s=CLOSE_TIMEOUT_S, clean=clean)
+            except (OSError, MilvusFailed) as error:
+                log.warning("Milvus Lite: its folder was not closed: %s", error)
+        self._keeper.join(END_TIMEOUT_S)
+        self._kill()
+
+    def _expect(self) -> tuple[int, Future[Any]]:
+        number = next(self._numbers)
+        answer = self._answers[number] = Future()
+        return number, answer
+
+    def _ask(self, request: wire.Message) -> None:
+        """Under the lock. Raises MilvusFailed after the process's end."""
+        if self._ended is None and self._process is not None and self._process.stdin is not None:
+            try:
+                self._process.stdin.write(wire.line_of(request))
+                self._process.stdin.flush()
+                return
+            except OSError:
+                pass  # its end is seen in a moment
+        del self._answers[request["id"]]
+        raise MilvusFailed(self._ended or "Milvus Lite's process has ended")
+
+    def _kill(self) -> None:
+        """End the process, unless it has ended, and wait for that."""
+        if self._process is not None and self._keeper.is_alive():
+            self._process.kill()
+            self._keeper.join(END_TIMEOUT_S)
+
+    def _keep(self) -> None:
+        """The thread. Whatever happens, nobody waits for an answer after its end."""
+        how = "was not started"
+        try:
+            self._process = process = subprocess.Popen(
+                module_command("memserve.memory.texts.milvus_lite_process", str(self._path.absolute())),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**module_environment(), **_FEW_THREADS},
+                start_new_session=True,
+            )
+            try:
+                self._hear(cast(BinaryIO, process.stdout))
+            finally:
+                process.kill()
+                how = _how(process.wait())
+        except OSError as error:
+            how = f"was not started: {error}"
+            if not self._opening.done():
+                self._opening.set_exception(error)
+        except (ValueError, KeyError) as error:
+            how = f"said what is no message: {error}"
         finally:
-            os.close(descriptor)
+            self._end(f"Milvus Lite's process {how}")
+
+    def _hear(self, output: BinaryIO) -> None:
+        """Until the process closes its output. Raises ValueError, OSError."""
+        while (message := wire.read(output)) is not None:
+            if told := message.get("log"):
+                logging.getLogger(str(told["name"])).warning("%s", told["text"])
+                continue
+            with self._lock:
+                answer = self._answers.pop(int(message["id"]), None)
+            if answer is None:
+                continue
+            if failure := message.get("failure"):
+                answer.set_exception(wire.error_from(failure, MilvusFailed))
+            else:
+                answer.set_result(message.get("result"))
+
+    def _end(self, how: str) -> None:
+        with self._lock:
+            self._ended = how
+            answers, self._answers = self._answers, {}
+            calls, self._when_ended = self._when_ended, []
+            for stream in () if self._process is None else (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(OSError):
+                    cast(BinaryIO, stream).close()
+        for answer in answers.values():
+            if not answer.done():
+                answer.set_exception(MilvusFailed(how))
+        if self.socket is not None:
+            shutil.rmtree(self.socket.parent, ignore_errors=True)
+            if not self._is_closing:
+                log.warning("%s; what it had not written to disk is brought again", how)
+        for call in calls:
+            with contextlib.suppress(Exception):
+                call()
 
 
-def _remove_stale_sockets(folder: Path) -> None:
-    """Remove sockets that a killed process left beside its store. To be called while the store is held."""
-    for inside in folder.glob(".milvus-*"):
-        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-            if probe.connect_ex(str(inside / "socket")) != 0:
-                shutil.rmtree(inside, ignore_errors=True)
+def _how(status: int) -> str:
+    if status < 0:
+        with contextlib.suppress(ValueError):
+            return f"was ended by {signal.Signals(-status).name}"
+    return f"has ended with status {status}"

@@ -42,6 +42,7 @@ WITHIN_MAX_BYTES = 512
 
 CURRENT_COLUMNS = ["pk", "current"]
 RECORD_COLUMNS = ["pk", "tenant_key", "current", "older"]
+VECTOR_COLUMN = "dense"
 ORDER_COLUMNS = ["pk", "namespace", "memory_id", "created_s", "updated_s", "within", "position"]
 
 _STOP_WORDS = frozenset(STOP_WORDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -95,10 +96,22 @@ def memory_from(fields: Mapping[str, Any]) -> Memory:
 
 def encode_history(history: MemoryHistory) -> str:
     """One line of JSON."""
-    versions = [
-        {"action": version.action, "memory": memory_fields(version.memory)} for version in history.versions
-    ]
-    return json.dumps({"dropped": history.dropped, "versions": versions}, ensure_ascii=False)
+    versions = ", ".join(map(_encode_version, history.versions))
+    return f'{{"dropped": {history.dropped}, "versions": [{versions}]}}'
+
+
+_encoded: dict[int, tuple[weakref.ref[MemoryVersion], str]] = {}
+
+
+def _encode_version(version: MemoryVersion) -> str:
+    """A write is encoded for its size, the journal and both stores. A line is kept as long as its version."""
+    number = id(version)
+    kept = _encoded.get(number)
+    if kept is not None and kept[0]() is version:
+        return kept[1]
+    line = json.dumps({"action": version.action, "memory": memory_fields(version.memory)}, ensure_ascii=False)
+    _encoded[number] = weakref.ref(version, lambda _: _encoded.pop(number, None)), line
+    return line
 
 
 def decode_history(text: str) -> MemoryHistory:

@@ -41,8 +41,7 @@ def near_memories(
     if words:
         for key, other in store.by_words(scope, words, NEAR_MAX + 1, timeout_s=timeout_s).memories:
             found.setdefault(key, (other, None))
-    name = memory.namespace, memory.memory_id
-    return [near for near in found.values() if (near[0].namespace, near[0].memory_id) != name]
+    return [near for near in found.values() if near[0].name != memory.name]
 
 
 def linked(memory: Memory, findings: Sequence[Finding]) -> Memory:

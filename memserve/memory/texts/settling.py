@@ -25,9 +25,7 @@ from memserve.memory.texts.usage import usage_of_all
 from memserve.memory.texts.visible import LocalWriter
 
 FLUSH_TIMEOUT_S = 120.0
-# Writes that Milvus Lite gets at once. It runs in this process, and a search waits while a page of them is
-# packed: pages of 256 made the 99th percentile of searches beside them nearly twice as long.
-LITE_BATCH = 32
+LITE_BATCH = 32  # a search waits while so many writes are packed for Milvus Lite
 RETRY_MIN_S, RETRY_MAX_S = 1.0, 30.0
 TURN_RETRY_S = 0.05
 # A remote Milvus has several gateways. A call of another gateway that is older than this has ended, and
@@ -35,6 +33,8 @@ TURN_RETRY_S = 0.05
 SETTLED_REMOTE_S = 30.0
 # So a call begins this long after its write was seen at the latest: with its own 10 s it ends before that.
 APPLY_WITHIN_S = 15.0
+# How often it is looked whether the process of Milvus Lite lives.
+LOOK_S = 2.0
 ADOPT_EVERY_S = 30.0  # until then searches do not find what a gateway journaled that died
 
 log = logging.getLogger(__name__)
@@ -105,9 +105,9 @@ class Settling:
 
     @property
     def is_trusted(self) -> bool:
-        """False when Milvus may have something else in memory than on disk. Nothing is dropped before a
-        replay."""
-        return self._trust.is_whole
+        """False when Milvus may have something else in memory than on disk, or Milvus Lite has ended. Nothing
+        is dropped before a replay."""
+        return self._trust.is_whole and not self._index.has_ended
 
     @property
     def is_settled(self) -> bool:
@@ -176,8 +176,8 @@ class Settling:
         while True:
             try:
                 if self.is_trusted:
-                    at_latest_s = None if self._index.is_local else self._adopt_at_s
-                    await self._clock.wait(lambda: self._waiting, self._last_call_s, at_latest_s=at_latest_s)
+                    look_s = time.monotonic() + LOOK_S if self._index.is_local else self._adopt_at_s
+                    await self._clock.wait(lambda: self._waiting, self._last_call_s, at_latest_s=look_s)
                 if self.is_trusted:
                     async with self._one_at_a_time:
                         await self._settle()

@@ -13,7 +13,6 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 from memserve.domain import Memory
@@ -21,10 +20,11 @@ from memserve.errors import RegistryDiskFull, RegistryUnavailable
 from memserve.memory.texts.records import memory_key, tenant_key
 from memserve.policy.recall.strength import DEFAULT_POLICY, StrengthPolicy, Usage, effective_strength
 from memserve.registry.client import answering, close_client, registry_client
+from memserve.registry.script import Script
 
 log = logging.getLogger(__name__)
 
-SCRIPT = files("memserve.memory.texts").joinpath("uses.lua").read_text(encoding="utf-8")
+SCRIPT = Script.of("memserve.memory.texts", "uses")
 PREFIX = "memserve:memories:"
 WAITING_MAX = 10_000
 """Memories whose uses wait to be written. Uses of further ones are not counted."""
@@ -104,7 +104,7 @@ class UseLedger:
         for memory in memories:
             usage = counted.get(_key(tenant, memory), Counted()).usage(memory, now_s)
             strength = effective_strength(memory.strength, memory.kind, usage, self.policy)
-            strengths[memory.namespace, memory.memory_id] = strength
+            strengths[memory.name] = strength
         return strengths
 
     async def read(
@@ -125,11 +125,7 @@ class UseLedger:
         its hits. Without a round trip. Memories that were not read, or never used, are left out.
         """
         read = self._last_read
-        return {
-            (memory.namespace, memory.memory_id): read[key]
-            for memory in memories
-            if (key := _key(tenant, memory)) in read
-        }
+        return {memory.name: read[key] for memory in memories if (key := _key(tenant, memory)) in read}
 
     def _keep(self, uses: Mapping[str, int]) -> None:
         for key, count in uses.items():
@@ -168,13 +164,12 @@ class UseLedger:
                 log.warning("%d uses of memories are not counted: %s", counts.total(), error)
 
     async def _run(self, tenant: str, operation: str, *arguments: Any) -> Any:
-        keys = _keys(tenant)
         async with answering():
-            return await self._redis.eval(SCRIPT, len(keys), *keys, operation, *arguments)
+            return await SCRIPT.run(self._redis, _keys(tenant), (operation, *arguments))
 
 
 def _key(tenant: str, memory: Memory) -> str:
-    return memory_key(tenant, memory.namespace, memory.memory_id)
+    return memory_key(tenant, *memory.name)
 
 
 def _keys(tenant: str) -> list[str]:

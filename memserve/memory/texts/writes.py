@@ -186,11 +186,11 @@ class Writes(Superseding):
         return checked_new(new, author, self._now_s())
 
     async def _remember(self, tenant: str, memory: Memory, vector: Vector, policy: WritePolicy) -> Remembered:
-        key, owner = memory_key(tenant, memory.namespace, memory.memory_id), tenant_key(tenant)
+        key, owner = memory_key(tenant, *memory.name), tenant_key(tenant)
         findings = await self._findings(tenant, memory, vector, policy)
         if policy.skip_duplicates and (duplicate := _duplicate(findings)) is not None:
             there = await self._current(tenant, duplicate.namespace, duplicate.memory_id)
-            if (there.memory.namespace, there.memory.memory_id) != (memory.namespace, memory.memory_id):
+            if there.memory.name != memory.name:
                 return Remembered(there.memory, False, findings)
         known: list[Memory] = []
 

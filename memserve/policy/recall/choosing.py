@@ -26,9 +26,6 @@ from memserve.policy.recall.ranking import (
 from memserve.policy.recall.relevance import BUNDLED, RelevanceModels, features_of, probability
 from memserve.policy.recall.versions import RankedHit, newest_first, subjects_of
 
-MemoryKey = tuple[str, str]
-"""Namespace and id."""
-
 CLOCK_SKEW_S = 2.0
 _STRENGTH_LEAST, _STRENGTH_MOST = 1e-3, 1e3
 
@@ -73,21 +70,12 @@ class Candidates:
     statistics: WordStatistics
     models: RelevanceModels = BUNDLED
     """Those of the embedder that the cosines come from."""
-    strengths: Mapping[MemoryKey, float] = field(default_factory=dict)
-    """Without an entry: 1. The odds of a hit's relevance are multiplied with it."""
+    strengths: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """By `Memory.name`. Without an entry: 1. The odds of a hit's relevance are multiplied with it."""
     applies: Callable[[Memory], bool] | None = None
     """Whether the memory's `applies_when` holds. None: conditions are not looked at."""
     cut: bool = False
     """As of FoundMemories."""
-
-
-def choose_hits(candidates: Candidates, query: str, wishes: SearchWishes, now_s: float) -> FoundMemories:
-    """The hits of a search, best first, and what was found and is not among them.
-
-    Memories that the limit alone leaves out are not told.
-    """
-    ranked, skipped = rank_candidates(candidates, query, now_s, clock_skew_s=wishes.clock_skew_s)
-    return choose_ranked(ranked, skipped, candidates, wishes)
 
 
 def rank_candidates(
@@ -116,9 +104,9 @@ def rank_candidates(
     )
     hits = []
     for candidate, score, subject, row in zip(usable, scores, subjects, features, strict=True):
-        strength = candidates.strengths.get(memory_key(candidate.memory), 1.0)
+        strength = candidates.strengths.get(candidate.memory.name, 1.0)
         hits.append(RankedHit(_scored(candidate, score, model.log_odds(row), strength), subject))
-    hits.sort(key=lambda ranked: (-ranked.hit.score, memory_key(ranked.hit.memory)))
+    hits.sort(key=lambda ranked: (-ranked.hit.score, ranked.hit.memory.name))
     return newest_first(hits), skipped
 
 
@@ -128,9 +116,9 @@ def choose_ranked(
     candidates: Candidates,
     wishes: SearchWishes,
 ) -> FoundMemories:
-    """Cut ranked hits to what the caller wants.
+    """Cut ranked hits to what the caller wants. Returns the hits, and what was found and is not among them.
 
-    skipped: what was skipped before.
+    skipped: what was skipped before. Memories that the limit alone leaves out are not told.
     """
     left_out = list(skipped)
     relevant = []
@@ -142,18 +130,18 @@ def choose_ranked(
             left_out.append(skipped_as(hit.memory, SkipReason.SCORE, detail))
     if wishes.task:
         relevant = reflections_first(relevant, wishes.task)
-    by_key = {memory_key(candidate.memory): candidate for candidate in candidates.found}
+    by_key = {candidate.memory.name: candidate for candidate in candidates.found}
     if wishes.diversity > 0:
         vectors = {key: candidate.vector for key, candidate in by_key.items() if candidate.vector is not None}
         chosen = diversify(relevant, vectors, wishes.diversity, wishes.limit)
-        names = {memory_key(hit.memory) for hit in chosen}
+        names = {hit.memory.name for hit in chosen}
         for hit in relevant[: wishes.limit]:
-            if memory_key(hit.memory) not in names:
+            if hit.memory.name not in names:
                 left_out.append(skipped_as(hit.memory, SkipReason.DIVERSITY, "a better hit is like it"))
     else:
         chosen = list(relevant[: wishes.limit])
     if wishes.max_tokens is not None:
-        sizes = [by_key[memory_key(hit.memory)].size_tokens for hit in chosen]
+        sizes = [by_key[hit.memory.name].size_tokens for hit in chosen]
         chosen, too_long = within_budget(chosen, sizes, wishes.max_tokens)
         left_out.extend(too_long)
     return FoundMemories(tuple(chosen), tuple(left_out), candidates.cut)
@@ -193,10 +181,6 @@ def within_budget(
 
 def skipped_as(memory: Memory, reason: SkipReason, detail: str) -> Skipped:
     return Skipped(memory.namespace, memory.memory_id, memory.version, reason, detail)
-
-
-def memory_key(memory: Memory) -> MemoryKey:
-    return memory.namespace, memory.memory_id
 
 
 _VALIDITY = {

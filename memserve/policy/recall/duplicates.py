@@ -114,7 +114,7 @@ def findings_of(
     findings = []
     written = _Statement.of(new.text)
     for memory, cosine, overlap in candidates:
-        itself = (memory.namespace, memory.memory_id) == (new.namespace, new.memory_id)
+        itself = memory.name == new.name
         near = overlap >= rules.least_overlap or (cosine is not None and cosine >= rules.least_cosine)
         if itself or memory.state is not MemoryState.LIVE or not near or not _hold_together(memory, new):
             continue

@@ -31,7 +31,7 @@ def order_passages(
 
     def place(hit: ScoredMemory) -> tuple[int, float, str, str]:
         memory = hit.memory
-        used = counted.get((memory.namespace, memory.memory_id), 0)
+        used = counted.get(memory.name, 0)
         return -used, memory.created_s, memory.namespace, memory.memory_id
 
     return sorted(passages, key=place)

@@ -50,15 +50,11 @@ class StrengthPolicy:
     """The largest factor of use."""
     outcome_reach: float = 32.0
     """The factor of outcomes lies between 1 / reach and reach. At 1 outcomes do not count."""
-    weight: float = 0.15
-    """How far strength changes the score of a search: see `weighted`."""
-    weight_most: float = 1.5
-    """The largest factor on a score, and the least one inverted. At 1 strength does not count."""
 
     @staticmethod
     def off() -> StrengthPolicy:
-        """A memory's strength is what its writer said, and it changes no order."""
-        return StrengthPolicy({}, faded=1.0, use_gain=0.0, outcome_reach=1.0, weight=0.0, weight_most=1.0)
+        """A memory's strength is what its writer said."""
+        return StrengthPolicy({}, faded=1.0, use_gain=0.0, outcome_reach=1.0)
 
 
 DEFAULT_POLICY = StrengthPolicy()
@@ -91,19 +87,6 @@ def effective_strength(
     written = min(max(memory_strength, 0.0), WRITER_MOST)
     strength = written * _age(kind, usage, policy) * _use(usage, policy) * _outcomes(usage, policy)
     return min(max(strength, STRENGTH_LEAST), STRENGTH_MOST)
-
-
-def weighted(score: float, strength: float, policy: StrengthPolicy = DEFAULT_POLICY) -> float:
-    """A search's score with the strength of its memory: score * strength ** weight, within bounds.
-
-    The factor lies between 1 / 1.5 and 1.5 by default. So strength decides between two memories whose scores
-    are within a factor of 2.25, and a memory below that is never lifted above one that answers the question.
-    score: 0 or more, on a scale where twice as much is twice as good. Reciprocal ranks are not: their best is
-    1.15 times their tenth. Normalise them, or weight the relevance.
-    """
-    clipped = min(max(strength, STRENGTH_LEAST), STRENGTH_MOST)
-    factor = math.pow(clipped, policy.weight)
-    return max(score, 0.0) * min(max(factor, 1 / policy.weight_most), policy.weight_most)
 
 
 def _age(kind: MemoryKind, usage: Usage, policy: StrengthPolicy) -> float:

@@ -40,7 +40,7 @@ def subjects_of(
     Returns [memories].
     """
     groups = _Groups(len(memories))
-    places = {(memory.namespace, memory.memory_id): place for place, memory in enumerate(memories)}
+    places = {memory.name: place for place, memory in enumerate(memories)}
     places_by_terms: dict[frozenset[str], list[int]] = {}
     for place, (memory, score) in enumerate(zip(memories, scores, strict=True)):
         for link in memory.links:

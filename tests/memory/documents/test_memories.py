@@ -19,10 +19,10 @@ from memserve.memory.documents.memories import (
     PassageOrigin,
     changed_passages,
     kept_passages,
-    passages_to_memories,
     passages_to_new_memories,
 )
 from memserve.memory.documents.passages import DocumentPassage, passages_of
+from memserve.memory.texts.rules import checked_new
 
 ORIGIN = PassageOrigin("docs", "pump.md", ("pump",), {"lang": "en"})
 
@@ -37,15 +37,20 @@ def same_heading(texts: Sequence[str]) -> tuple[DocumentPassage, ...]:
     return tuple(DocumentPassage(place, text, text, "", ()) for place, text in enumerate(texts))
 
 
+def first_versions(
+    document_id: str, of: Sequence[DocumentPassage], origin: PassageOrigin = ORIGIN
+) -> list[Memory]:
+    """As the store has them."""
+    return [checked_new(new, "key", 5.0) for new in passages_to_new_memories(document_id, of, origin)]
+
+
 def again(before: Sequence[str], after: Sequence[str], taken: Sequence[str] = ()) -> PassageChanges:
-    old = kept_passages(passages_to_memories("doc", same_heading(before), ORIGIN, created_s=5.0))
+    old = kept_passages(first_versions("doc", same_heading(before)))
     return changed_passages("doc", old, same_heading(after), taken)
 
 
 def test_a_passage_is_a_memory_in_its_place() -> None:
-    first, second = passages_to_memories(
-        "manual", passages(["Oil it.", "Two seals."], page=3), ORIGIN, created_s=5.0, author="key"
-    )
+    first, second = first_versions("manual", passages(["Oil it.", "Two seals."], page=3))
     assert first.memory_id == "manual:0" and first.text == "0\n\nOil it."
     assert first.kind is MemoryKind.PASSAGE and first.place == Place("manual", 0, "", ("0",))
     assert first.links == (Link(LinkKind.NEXT, "manual:1"),) and second.links == ()
@@ -56,7 +61,7 @@ def test_a_passage_is_a_memory_in_its_place() -> None:
 
 def test_a_memory_of_the_whole_document_has_its_passages_as_parts() -> None:
     origin = PassageOrigin("docs", "pump.md", document_memory_id="manual")
-    first, second = passages_to_memories("manual", passages(["a", "b"]), origin, created_s=5.0)
+    first, second = first_versions("manual", passages(["a", "b"]), origin)
     assert first.links == (Link(LinkKind.NEXT, "manual:1"), Link(LinkKind.PART_OF, "manual"))
     assert second.links == (Link(LinkKind.PART_OF, "manual"),)
 
@@ -96,7 +101,7 @@ def test_a_number_that_was_used_once_does_not_come_again() -> None:
 
 
 def test_another_page_or_another_heading_is_a_change() -> None:
-    old = kept_passages(passages_to_memories("doc", passages(["a"], page=1), ORIGIN, created_s=5.0))
+    old = kept_passages(first_versions("doc", passages(["a"], page=1)))
     assert changed_passages("doc", old, passages(["a"], page=2)).fates == (PassageFate.MOVED,)
     renamed = (DocumentPassage(0, "0\n\na", "a", "", ("other",), 1),)
     assert changed_passages("doc", old, renamed).fates == (PassageFate.UPDATED,)
@@ -109,10 +114,7 @@ def test_another_page_or_another_heading_is_a_change() -> None:
 )
 def test_what_is_written_by_the_changes_is_the_new_document(before: list[str], after: list[str]) -> None:
     """A store that applies the changes has the new document, and nothing changes the second time."""
-    store = {
-        memory.memory_id: memory
-        for memory in passages_to_memories("doc", same_heading(before), ORIGIN, created_s=5.0)
-    }
+    store = {memory.memory_id: memory for memory in first_versions("doc", same_heading(before))}
     changes = again(before, after)
     assert len(set(changes.memory_ids)) == len(after)
     wanted = passages_to_new_memories("doc", same_heading(after), ORIGIN, memory_ids=changes.memory_ids)

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from memserve.memory.texts.journal_entries import Quotas
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.migration import MigrationFigures, move_old_memories
 from memserve.memory.texts.milvus import MilvusAccess, MilvusFailed, MilvusMemories, Vectors
-from memserve.memory.texts.milvus_lite import MARK_OF_A_DROP
+from memserve.memory.texts.milvus_lite_folder import MARK_OF_A_DROP
 from memserve.memory.texts.milvus_old import OLD_MEMORIES
 from memserve.memory.texts.records import Record
 from tests.kv.redis_server import RedisServer
@@ -53,15 +53,6 @@ def old_records(count: int) -> list[Record]:
         )
         for number in range(count)
     ]
-
-
-@pytest.fixture(params=["lite", "server"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "lite":
-        yield str(tmp_path / "memories.db")
-    else:
-        with running_server(tmp_path / "server") as address:
-            yield address
 
 
 @contextlib.asynccontextmanager

@@ -7,7 +7,6 @@ import contextlib
 import random
 import re
 import resource
-import signal
 import string
 import time
 import uuid
@@ -229,16 +228,14 @@ async def test_a_server_that_dies_before_a_put_fails_it_and_comes_back_by_itself
 
 
 @contextlib.contextmanager
-def files_of_at_most(size_bytes: int) -> Iterator[None]:
-    """Writes beyond fail, as they do on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+def files_of_at_most(size_bytes: int, pid: int) -> Iterator[None]:
+    """Writes of the process beyond fail, as they do on a full disk."""
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size_bytes, before[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -260,7 +257,9 @@ async def test_a_full_disk_fails_the_put_and_the_same_put_succeeds_later(tmp_pat
     )
     await index.write(OWN_WORK, lambda store: store.put(first, timeout_s=TIMEOUT_S))
     await index.write(OWN_WORK, lambda store: store.flush(timeout_s=TIMEOUT_S))
-    with files_of_at_most(1 << 20), pytest.raises(MILVUS_ERRORS):
+    pid = await index.read(OWN_WORK, lambda store: store.process_id)
+    assert pid is not None
+    with files_of_at_most(1 << 20, pid), pytest.raises(MILVUS_ERRORS):
         await index.write(OWN_WORK, lambda store: store.put(second, timeout_s=TIMEOUT_S))
     await index.reopen(lambda: None)
     keys = [record.key for record in (*first, *second)]

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +43,6 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened_model(folder: Path) -> BertEmbedder:
     return BertEmbedder(open_embedder(folder))
-
-
-@pytest.fixture(params=["lite", "server"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "lite":
-        yield str(tmp_path / "memories.db")
-    else:
-        with running_server(tmp_path / "server") as address:
-            yield address
 
 
 @contextlib.asynccontextmanager

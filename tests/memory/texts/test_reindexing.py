@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ from memserve.memory.texts.index import OWN_WORK, VectorIndex
 from memserve.memory.texts.milvus import MilvusMemories, Vectors
 from memserve.memory.texts.records import Record
 from memserve.memory.texts.reindexing import EMBED_ROWS, ReindexFigures, Reindexing
-from tests.memory.texts.milvus_server import running_server
 from tests.memory.texts.old_store import write_old_store
 from tests.memory.texts.store_records import DIM, changed, memory_of, record_of, scope_of, vector_of
 from tests.memory.texts.test_embedding import tiny_model
@@ -47,15 +46,6 @@ class Embedding:
         if self.then is not None:
             await self.then()
         return np.stack([other_vector(memory) for memory in memories])
-
-
-@pytest.fixture(params=["lite", "server"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "lite":
-        yield str(tmp_path / "memories.db")
-    else:
-        with running_server(tmp_path / "server") as address:
-            yield address
 
 
 @contextlib.asynccontextmanager

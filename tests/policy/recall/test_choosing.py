@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -13,12 +14,14 @@ from memserve.policy.recall.choosing import (
     Candidate,
     Candidates,
     SearchWishes,
-    choose_hits,
+    choose_ranked,
+    rank_candidates,
     usable_at,
     within_budget,
 )
-from memserve.policy.recall.ranking import WordStatistics, memory_words, query_terms, rank_words
+from memserve.policy.recall.ranking import WordStatistics, memory_words, query_terms, score_words
 from memserve.policy.recall.relevance import BUNDLED, FEATURES, OTHER, RelevanceModels
+from memserve.policy.recall.strength import Usage, effective_strength
 
 NOW_S = 1_000_000.0
 STATISTICS = WordStatistics(1000, 10.0, {})
@@ -30,6 +33,12 @@ def note(name: str, text: str, *, created_s: float = 0.0, links: tuple[Link, ...
 
 def candidates(*pairs: tuple[Memory, float | None], models: RelevanceModels = BUNDLED) -> Candidates:
     return Candidates([Candidate(memory, cosine) for memory, cosine in pairs], STATISTICS, models)
+
+
+def choose_hits(known: Candidates, query: str, wishes: SearchWishes, now_s: float) -> FoundMemories:
+    """As a search without a reranker."""
+    ranked, skipped = rank_candidates(known, query, now_s, clock_skew_s=wishes.clock_skew_s)
+    return choose_ranked(ranked, skipped, known, wishes)
 
 
 def ids(found: FoundMemories) -> list[str]:
@@ -210,12 +219,10 @@ def test_a_budget_of_tokens_leaves_out_what_does_not_fit_and_takes_shorter_ones(
 def test_a_rare_word_of_the_whole_store_counts_more_than_a_common_one() -> None:
     rare, common = note("rare", "signal qx7741b"), note("common", "signal power")
     statistics = WordStatistics(1000, 2.0, {"power": 900, "qx7741b": 1, "signal": 950})
-    rows = rank_words(
-        query_terms("power qx7741b"),
-        [(memory, memory_words(memory)) for memory in (common, rare)],
-        statistics,
+    scores = score_words(
+        query_terms("power qx7741b"), [memory_words(memory) for memory in (common, rare)], statistics
     )
-    assert [memory.memory_id for memory, _ in rows] == ["rare", "common"]
+    assert scores[1].bm25 > 3 * scores[0].bm25 > 0
 
 
 names = st.text("abc", min_size=1, max_size=2)
@@ -246,6 +253,46 @@ def test_every_candidate_is_a_hit_or_skipped_or_beyond_the_limit_and_never_twice
     assert all(least <= hit.relevance <= 1 and 0 <= hit.score <= 1 for hit in found.hits)
     if len(found.hits) < limit:
         assert len(told) == len(rows)
+
+
+@given(
+    st.lists(st.sampled_from([0.1, 0.5, 0.9]), min_size=1, max_size=12),
+    st.integers(1, 12),
+    st.randoms(use_true_random=False),
+)
+def test_the_order_of_hits_does_not_depend_on_the_order_in_which_an_index_returns_equals(
+    cosines: list[float], limit: int, shuffler: random.Random
+) -> None:
+    pairs = [(note(f"m{number:02d}", "the gate"), cosine) for number, cosine in enumerate(cosines)]
+    shuffled = pairs.copy()
+    shuffler.shuffle(shuffled)
+    first, second = (
+        choose_hits(candidates(*each), "gate", SearchWishes(limit), NOW_S) for each in (pairs, shuffled)
+    )
+    assert ids(first) == ids(second)
+    assert len(first.hits) == min(limit, len(pairs))
+
+
+def test_a_strong_memory_that_is_not_related_does_not_beat_a_related_one() -> None:
+    """Strength multiplies the odds, and the most that a policy gives is 100."""
+    question = "What is the code of Amber Lantern?"
+    known = replace(candidates((AMBER, 0.8), (LUNCH, 0.05)), strengths={("n", "lunch"): 10.0})
+    assert ids(choose_hits(known, question, SearchWishes(limit=2), NOW_S))[0] == "amber"
+
+
+def test_outcomes_overrule_plain_similarity_among_near_neighbours() -> None:
+    """What a policy makes of three outcomes each is enough to turn two cases that are worded alike."""
+    misleading = replace(AMBER, memory_id="misleading", kind=MemoryKind.EPISODE)
+    useful = replace(AMBER, memory_id="useful", kind=MemoryKind.EPISODE)
+    known = candidates((misleading, 0.82), (useful, 0.78))
+    question, wishes = "What is the code of Amber Lantern?", SearchWishes(limit=2)
+    assert ids(choose_hits(known, question, wishes, NOW_S))[0] == "misleading"
+    strengths = {
+        ("n", name): effective_strength(1.0, MemoryKind.EPISODE, Usage(0.0, rewards=rewards, outcomes=3))
+        for name, rewards in (("misleading", 0.0), ("useful", 3.0))
+    }
+    judged = replace(known, strengths=strengths)
+    assert ids(choose_hits(judged, question, wishes, NOW_S))[0] == "useful"
 
 
 @pytest.mark.parametrize("models", [BUNDLED, OTHER])

@@ -15,7 +15,6 @@ from memserve.policy.recall.strength import (
     StrengthPolicy,
     Usage,
     effective_strength,
-    weighted,
 )
 
 DAY_S = 86_400.0
@@ -81,13 +80,10 @@ def test_strength_is_bounded(written: float, kind: MemoryKind, usage: Usage) -> 
 
 
 @given(WRITTEN, KINDS, USAGES)
-def test_off_leaves_the_writers_strength_and_the_order(
-    written: float, kind: MemoryKind, usage: Usage
-) -> None:
+def test_off_leaves_the_writers_strength(written: float, kind: MemoryKind, usage: Usage) -> None:
     off = StrengthPolicy.off()
     strength = effective_strength(written, kind, usage, off)
     assert strength == pytest.approx(max(written, STRENGTH_LEAST))
-    assert weighted(0.7, strength, off) == 0.7
 
 
 def test_clocks_that_differ_and_rewards_out_of_range_do_no_harm() -> None:
@@ -95,22 +91,3 @@ def test_clocks_that_differ_and_rewards_out_of_range_do_no_harm() -> None:
     assert effective_strength(
         1.0, MemoryKind.FACT, Usage(0.0, rewards=9.0, outcomes=1)
     ) == effective_strength(1.0, MemoryKind.FACT, Usage(0.0, rewards=1.0, outcomes=1))
-
-
-def test_outcomes_overrule_plain_similarity_among_near_neighbours() -> None:
-    misleading = effective_strength(1.0, MemoryKind.EPISODE, Usage(0.0, rewards=0.0, outcomes=3))
-    useful = effective_strength(1.0, MemoryKind.EPISODE, Usage(0.0, rewards=3.0, outcomes=3))
-    assert weighted(0.80, useful) > weighted(0.92, misleading)
-
-
-@given(st.floats(0, 100), st.floats(0, 100))
-def test_a_strong_memory_that_is_not_related_never_beats_a_related_one(strong: float, weak: float) -> None:
-    assert weighted(0.3, strong) <= weighted(0.7, weak)
-
-
-@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 100), st.floats(0, 100))
-def test_the_weighted_score_rises_with_both(one: float, other: float, weak: float, strong: float) -> None:
-    low, high = sorted((one, other))
-    less, more = sorted((weak, strong))
-    assert weighted(low, less) <= weighted(high, less)
-    assert weighted(low, less) <= weighted(low, more)

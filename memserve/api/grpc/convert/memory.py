@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
-from memserve.client.wire.memory_values import KINDS, LINKS, STATES, metadata_of, place_of
+from memserve.client.wire.memory_values import (
+    KINDS,
+    LINKS,
+    STATES,
+    metadata_of,
+    optional_number,
+    place_of,
+)
 from memserve.domain import (
     Link,
     LinkKind,
@@ -35,21 +43,33 @@ ORDERS = {
 
 def new_memory(request: pb.RememberRequest) -> NewMemory:
     """Raises InvalidField."""
+    return _memory("", request.namespace, request.memory_id, request)
+
+
+def content(namespace: str, memory_id: str, message: pb.MemoryContent) -> NewMemory:
+    """Raises InvalidField."""
+    return _memory("content.", namespace, memory_id, message)
+
+
+def _memory(
+    field: str, namespace: str, memory_id: str, message: pb.RememberRequest | pb.MemoryContent
+) -> NewMemory:
+    """field: before the names of fields, in errors."""
     return NewMemory(
-        namespace=request.namespace,
-        text=request.text,
-        source=request.source,
-        keywords=tuple(request.keywords),
-        memory_id=request.memory_id,
-        kind=member("kind", KINDS, request.kind) if request.kind else MemoryKind.FACT,
-        metadata=values("metadata", request.metadata),
-        valid_from_s=request.valid_from_s if request.HasField("valid_from_s") else None,
-        valid_until_s=request.valid_until_s if request.HasField("valid_until_s") else None,
-        applies_when=request.applies_when,
-        strength=request.strength if request.HasField("strength") else 1.0,
-        links=links("links", request.links),
-        place=place_of(request.place),
-        pinned=request.pinned,
+        namespace=namespace,
+        text=message.text,
+        source=message.source,
+        keywords=tuple(message.keywords),
+        memory_id=memory_id,
+        kind=member(f"{field}kind", KINDS, message.kind) if message.kind else MemoryKind.FACT,
+        metadata=values(f"{field}metadata", message.metadata),
+        valid_from_s=optional_number(message, "valid_from_s"),
+        valid_until_s=optional_number(message, "valid_until_s"),
+        applies_when=message.applies_when,
+        strength=message.strength if message.HasField("strength") else 1.0,
+        links=links(f"{field}links", message.links),
+        place=place_of(message.place),
+        pinned=message.pinned,
     )
 
 
@@ -72,29 +92,9 @@ def new_document(header: pb.DocumentHeader) -> NewDocument:
         title=header.title,
         metadata=values("header.metadata", header.metadata),
         keywords=tuple(header.keywords),
-        valid_from_s=header.valid_from_s if header.HasField("valid_from_s") else None,
-        valid_until_s=header.valid_until_s if header.HasField("valid_until_s") else None,
+        valid_from_s=optional_number(header, "valid_from_s"),
+        valid_until_s=optional_number(header, "valid_until_s"),
         applies_when=header.applies_when,
-    )
-
-
-def content(namespace: str, memory_id: str, message: pb.MemoryContent) -> NewMemory:
-    """Raises InvalidField."""
-    return NewMemory(
-        namespace=namespace,
-        text=message.text,
-        source=message.source,
-        keywords=tuple(message.keywords),
-        memory_id=memory_id,
-        kind=member("content.kind", KINDS, message.kind) if message.kind else MemoryKind.FACT,
-        metadata=values("content.metadata", message.metadata),
-        valid_from_s=message.valid_from_s if message.HasField("valid_from_s") else None,
-        valid_until_s=message.valid_until_s if message.HasField("valid_until_s") else None,
-        applies_when=message.applies_when,
-        strength=message.strength if message.HasField("strength") else 1.0,
-        links=links("content.links", message.links),
-        place=place_of(message.place),
-        pinned=message.pinned,
     )
 
 
@@ -126,14 +126,11 @@ def list_query(request: pb.ListMemoriesRequest, limit: int) -> ListQuery:
 
 def search_query(request: pb.SearchRequest, limit: int) -> SearchQuery:
     """limit: where the request has none. Raises InvalidField."""
-    query = search_options("options", request.options)
-    return SearchQuery(
-        **{
-            **{name: getattr(query, name) for name in SearchQuery.__slots__},
-            "namespaces": tuple(request.namespaces),
-            "text": request.query,
-            "limit": request.limit or limit,
-        }
+    return replace(
+        search_options("options", request.options),
+        namespaces=tuple(request.namespaces),
+        text=request.query,
+        limit=request.limit or limit,
     )
 
 
@@ -151,7 +148,7 @@ def search_options(field: str, options: pb.SearchOptions) -> SearchQuery:
         neighbours=options.neighbours,
         link_depth=options.link_depth,
         link_kinds=members(f"{field}.link_kinds", LINKS, options.link_kinds),
-        as_of_s=options.as_of_s if options.HasField("as_of_s") else None,
+        as_of_s=optional_number(options, "as_of_s"),
         rerank=options.rerank,
     )
 

@@ -10,6 +10,7 @@ from memserve.client.wire.memory_values import (
     erased_messages,
     finding_message,
     memory_message,
+    optional_number,
     remembered_message,
     scored_message,
     skipped_messages,
@@ -69,7 +70,7 @@ class MemoryService(MemorySetCalls, rpc.MemoryServiceServicer):  # type: ignore[
                     tenant.name,
                     *name,
                     version=request.version or None,
-                    as_of_s=request.as_of_s if request.HasField("as_of_s") else None,
+                    as_of_s=optional_number(request, "as_of_s"),
                 )
                 return pb.GetMemoryResponse(memory=memory_message(memory))
             history = await self._texts.history(tenant.name, *name)
@@ -80,7 +81,7 @@ class MemoryService(MemorySetCalls, rpc.MemoryServiceServicer):  # type: ignore[
                     tenant.name,
                     *name,
                     version=request.version or None,
-                    as_of_s=request.as_of_s if request.HasField("as_of_s") else None,
+                    as_of_s=optional_number(request, "as_of_s"),
                 )
             else:
                 memory = history.current

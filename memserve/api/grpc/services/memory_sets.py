@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from typing import TypeVar
 
 from memserve.api.entry import require_admin
 from memserve.api.facts import detail_of
@@ -27,6 +28,7 @@ from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.requests import ItemOutcome, ListQuery
 from memserve.pb.v1 import memory_pb2 as pb
 
+P = TypeVar("P", pb.BatchRememberRequest, pb.RememberDocumentRequest)
 DOCUMENT_MAX_BYTES = 16 << 20
 
 
@@ -46,10 +48,8 @@ class MemorySetCalls:
     ) -> AsyncIterator[pb.BatchRememberResponse]:
         async with self._edge.call("BatchRemember", context) as tenant:
             parts = aiter(request_iterator)
-            first = await anext(parts, None)
-            if first is None or first.WhichOneof("part") != "header":
-                raise InvalidField("part", "the first message must carry the header")
-            policy = WritePolicy(skip_relations=not first.header.relate)
+            header = (await _with_header(parts)).header
+            policy = WritePolicy(skip_relations=not header.relate)
             sending = self._edge.sending(context)
             outcomes = self._remembering.remember_many(tenant, self._items(tenant, parts), policy)
             async with contextlib.aclosing(outcomes):
@@ -77,10 +77,7 @@ class MemorySetCalls:
     ) -> AsyncIterator[pb.RememberDocumentResponse]:
         async with self._edge.call("RememberDocument", context) as tenant:
             parts = aiter(request_iterator)
-            first = await anext(parts, None)
-            if first is None or first.WhichOneof("part") != "header":
-                raise InvalidField("part", "the first message must carry the header")
-            document = convert.new_document(first.header)
+            document = convert.new_document((await _with_header(parts)).header)
             content = bytearray()
             async for part in parts:
                 if part.WhichOneof("part") != "content":
@@ -266,6 +263,14 @@ class MemorySetCalls:
                             embedder=step.embedder,
                             done=step.done,
                         )
+
+
+async def _with_header(parts: AsyncIterator[P]) -> P:
+    """The first message. Raises InvalidField when it does not carry the header."""
+    first = await anext(parts, None)
+    if first is None or first.WhichOneof("part") != "header":
+        raise InvalidField("part", "the first message must carry the header")
+    return first
 
 
 def item_message(outcome: ItemOutcome) -> pb.BatchRememberResponse:

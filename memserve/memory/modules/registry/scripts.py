@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import uuid
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
-
-from redis.exceptions import NoScriptError
 
 from memserve.errors import (
     AliasConflict,
@@ -25,6 +21,7 @@ from memserve.errors import (
 )
 from memserve.records import LenientReader
 from memserve.registry.client import answering, close_client, registry_client
+from memserve.registry.script import Script
 
 log = logging.getLogger("memserve.memory.modules.registry.store")
 
@@ -41,11 +38,7 @@ SCRIPT_FILES = (
     "preloads",
     "run",
 )
-SCRIPT = "".join(
-    files("memserve.memory.modules.registry").joinpath(f"{name}.lua").read_text(encoding="utf-8")
-    for name in SCRIPT_FILES
-)
-SCRIPT_DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
+SCRIPT = Script.of("memserve.memory.modules.registry", *SCRIPT_FILES)
 # At most 32 connections. A call that finds none free waits, and the wait counts towards its one-second bound.
 CONNECTIONS = 32
 # Each that waits for events holds a connection.
@@ -124,10 +117,7 @@ class RegistryScripts:
         flat = [part for argument in arguments.items() for part in argument]
         named = [script, call, self._limits.audit_days, self._limits.audit_max_bytes, *flat]
         async with answering(), self._connections:
-            try:
-                return await self._redis.evalsha(SCRIPT_DIGEST, 0, *named)
-            except NoScriptError:
-                return await self._redis.eval(SCRIPT, 0, *named)
+            return await SCRIPT.run(self._redis, (), named)
 
 
 def flag(value: bool) -> str:

@@ -54,10 +54,6 @@ class WatchedEndpoint:
         self._metrics = metrics or EmbeddingMetrics()
         self._due_s = time.monotonic() + (CHECK_S if was_asked else CHECK_SOON_S)
 
-    @property
-    def has_changed(self) -> bool:
-        return bool(self.embedder.drift)
-
     async def look(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Ask for the probes when it is time. A model that is another one embeds nothing from then on."""
         if clock() < self._due_s:

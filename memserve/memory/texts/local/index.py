@@ -15,8 +15,9 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -103,16 +104,8 @@ class LocalIndex:
         check: read every page first, as after an unclean end. To be used when RowsDamaged was raised.
         Raises IndexNeedsRebuild, VectorStoreHeld, OSError.
         """
-        lock = files.hold(folder)
-        try:
-            with os_errors():
-                files.prepare(folder, dim, embedder, check=check)
-                index = cls(folder, dim, lock, vector_bytes)
-                index._begin()
-        except BaseException:
-            os.close(lock)
-            raise
-        return index
+        prepare = partial(files.prepare, folder, dim, embedder, check=check)
+        return cls._prepared(folder, dim, prepare, vector_bytes)
 
     @classmethod
     def begin_rebuild(
@@ -124,10 +117,16 @@ class LocalIndex:
 
         resume: go on with what an unfinished rebuild has. Putting a record again is safe.
         """
+        prepare = partial(files.begin_anew, folder, dim, embedder, resume=resume)
+        return cls._prepared(folder, dim, prepare, vector_bytes)
+
+    @classmethod
+    def _prepared(cls, folder: Path, dim: int, prepare: Callable[[], None], vector_bytes: int) -> Self:
+        """prepare: called while the folder is held."""
         lock = files.hold(folder)
         try:
             with os_errors():
-                files.begin_anew(folder, dim, embedder, resume=resume)
+                prepare()
                 index = cls(folder, dim, lock, vector_bytes)
                 index._begin()
         except BaseException:

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 from memserve.memory.modules.registry.scripts import SCRIPT, SCRIPT_FILES
 
-CODE = re.sub(r"--.*", "", SCRIPT)
+CODE = re.sub(r"--.*", "", SCRIPT.text)
 
 
 def test_every_lua_file_is_joined() -> None:
