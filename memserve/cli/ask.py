@@ -49,6 +49,13 @@ class ModuleOptions:
             help="Logit expert to decode with; a reference as of --module.", rich_help_panel="Modules"
         ),
     ] = ""
+    cartridge: Annotated[
+        str,
+        typer.Option(
+            help="Cartridge that the prompt begins with; a reference as of --module.",
+            rich_help_panel="Modules",
+        ),
+    ] = ""
     alpha: Annotated[
         float,
         typer.Option(help="How far the expert shifts the logits. 0 is off.", rich_help_panel="Modules"),
@@ -183,6 +190,7 @@ def generate(
         messages.insert(0, Message(Role.SYSTEM, answer.system))
     request: dict[str, Any] = {
         "module": modules.module,
+        "modules": modules.cartridge or (),
         "namespaces": memories.recall or (),
         "recall_limit": memories.recall_limit,
         "recall_options": memories.wishes(),
@@ -246,9 +254,10 @@ def module_line(used: UsedModule) -> str:
 
 def usage_line(usage: Usage) -> Text:
     cached = usage.cached
+    cartridge = f", {cached.cartridge} of a cartridge" if cached.cartridge else ""
     return coloured(
         f"{usage.prompt_tokens} prompt tokens ({cached.device} cached on the worker, {cached.host} in host "
-        f"memory, {cached.redis} from Redis), {usage.output_tokens} output tokens, TTFT "
+        f"memory, {cached.redis} from Redis{cartridge}), {usage.output_tokens} output tokens, TTFT "
         f"{usage.ttft_ms:.0f} ms",
         "dim",
     )

@@ -27,7 +27,8 @@ def published_lines(name: str, version: ModuleVersion, *, promoted: bool) -> Ite
 
     name: as the user typed it, because the last line is a command to copy.
     """
-    yield f"{version.reference} is {version.digest} ({version.kind}, rank {version.rank})"
+    size = f"{version.prefix_tokens} positions" if version.prefix_tokens else f"rank {version.rank}"
+    yield f"{version.reference} is {version.digest} ({version.kind}, {size})"
     if version.warning:
         yield coloured("warning", "bold yellow", f": {version.warning}")
     if not promoted:

@@ -98,7 +98,8 @@ def push(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="A PEFT LoRA directory, or a logit expert's; with probes.json for the gate, if any."
+            help="A PEFT LoRA directory, a logit expert's or a cartridge's; with probes.json for the gate, "
+            "if any."
         ),
     ],
     origin: OriginOptions,

@@ -91,10 +91,13 @@ def upload_of(name: str, folder: str | Path, expected_digest: str, origin: Origi
 
 
 def kind_of_folder(folder: Path) -> ModuleKind:
-    """The kind whose first required file is in the folder. Raises FileNotFoundError when there is none."""
-    for kind, row in KINDS.items():
-        if (folder / row.files[0]).is_file():
-            return kind
+    """The kind whose first required file is in the folder. Raises FileNotFoundError when there is none.
+
+    Of several it is the one with the most required files: a cartridge has the files of a LoRA, and one more.
+    """
+    possible = [row for row in KINDS.values() if (folder / row.files[0]).is_file()]
+    if possible:
+        return max(possible, key=lambda row: len(row.files)).kind
     wanted = " or ".join(row.files[0] for row in KINDS.values())
     raise FileNotFoundError(2, f"has no {wanted}: it is no module", str(folder))
 

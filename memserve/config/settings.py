@@ -318,6 +318,12 @@ class Settings(PortSettings, IdentitySettings, EmbeddingSettings):
     max_experts: int = Field(
         2, ge=0, le=16, description="Logit experts that an engine keeps loaded. 0: none are served."
     )
+    max_cartridges: int = Field(
+        8,
+        ge=0,
+        le=1024,
+        description="Cartridges that an engine keeps in its host memory. 0: none are served.",
+    )
     omp_threads: int = Field(1, ge=1, description="OpenMP threads of an engine on the CPU.")
     worker_nice: int = Field(
         10,

@@ -6,9 +6,10 @@ holds and applies it (`worker/modules/kinds`). The row names both. It is all tha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from memserve.domain.modules import ModuleKind
+from memserve.domain.modules import KvOrigin, ModuleKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,10 @@ class KindRow:
     """The field of a GenerateRequest that names a module of this kind; `modules` takes every kind."""
     max_in_a_request: int = 1
     changes_kv: bool
-    """Whether the KV of a prompt depends on the module. At most one such module answers a request."""
+    """Whether the KV of a prompt depends on the module."""
+    is_prefix: bool = False
+    """Whether the module is KV itself, which stands before the prompt. Of those that change the KV, one that
+    does and one that does not may answer a request together."""
     has_strength: bool
     """Whether a request says how strongly the module counts. Strength 0 is off."""
     moves_logprobs: bool
@@ -82,8 +86,36 @@ KINDS: dict[ModuleKind, KindRow] = {
             checked_by="memserve.memory.modules.kinds.logit_expert:check_logit_expert",
             held_by="memserve.worker.modules.kinds.expert:LogitExpertKind",
         ),
+        KindRow(
+            kind=ModuleKind.CARTRIDGE,
+            number=3,
+            files=("cartridge.json", "adapter_config.json", "adapter_model.safetensors"),
+            named_in="modules",
+            changes_kv=True,
+            is_prefix=True,
+            has_strength=False,
+            moves_logprobs=True,
+            costs=LoadCosts(load_s=0.05, swap_s=0.0),
+            checked_by="memserve.memory.modules.kinds.cartridge:check_cartridge",
+            held_by="memserve.worker.modules.kinds.cartridge:CartridgeKind",
+        ),
     )
 }
+
+
+def origin_of(modules: Iterable[tuple[str, ModuleKind]], prefix_tokens: int = 0) -> KvOrigin:
+    """What the KV of an answer with these modules depends on.
+
+    modules: digests and kinds. prefix_tokens: of the cartridge among them.
+    """
+    adapter = prefix = ""
+    for digest, kind in modules:
+        row = KINDS[kind]
+        if row.is_prefix:
+            prefix = digest
+        elif row.changes_kv:
+            adapter = digest
+    return KvOrigin(adapter, prefix, prefix_tokens)
 
 
 def kind_of_name(name: str) -> ModuleKind:

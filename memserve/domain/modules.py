@@ -18,12 +18,14 @@ class ModuleKind(str):
 
     LORA: ClassVar[ModuleKind]
     LOGIT_EXPERT: ClassVar[ModuleKind]
+    CARTRIDGE: ClassVar[ModuleKind]
     UNKNOWN: ClassVar[ModuleKind]
     """A kind that this client does not know. Never sent and never stored."""
 
 
 ModuleKind.LORA = ModuleKind("lora")
 ModuleKind.LOGIT_EXPERT = ModuleKind("logit_expert")
+ModuleKind.CARTRIDGE = ModuleKind("cartridge")
 ModuleKind.UNKNOWN = ModuleKind("unknown")
 
 
@@ -115,10 +117,24 @@ class ModuleVersion:
     """The newest report. None: the gate has not run."""
     warning: str = ""
     """What the publisher should know about the files; "" for nothing."""
+    prefix_tokens: int = 0
+    """Of a cartridge: how many positions it takes at the beginning of a prompt. 0 for other kinds."""
 
     @property
     def reference(self) -> str:
         return f"{self.module}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class KvOrigin:
+    """What the KV of a prompt depends on beside its tokens and its tenant."""
+
+    adapter: str = ""
+    """Digest of the LoRA that computes it; empty for the base model."""
+    prefix: str = ""
+    """Digest of the cartridge that it begins with; empty for none."""
+    prefix_tokens: int = 0
+    """Leading positions that the cartridge takes. No engine computes them."""
 
 
 @dataclass(frozen=True, slots=True)

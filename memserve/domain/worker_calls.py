@@ -20,6 +20,10 @@ REASON, RETRY_AFTER = "memserve-reason", "retry-after-s"
 """The trailing metadata of a refusal."""
 
 
+PLACEHOLDER_TOKEN = 0
+"""Stands at the positions of a cartridge. No engine computes it, and what it means does not count."""
+
+
 class WorkerFailure(Exception):
     """A call to a worker has failed. This class alone: the worker lives and cannot do it now."""
 
@@ -88,7 +92,7 @@ class WorkerRequest:
 
     request_id: str
     token_ids: Sequence[int]
-    """[prompt_tokens]"""
+    """[prompt_tokens]. With a cartridge they begin with as many PLACEHOLDER_TOKENs as it has positions."""
     tenant: str
     """The KV that reaches Redis is counted for this tenant."""
     cache_salt: str

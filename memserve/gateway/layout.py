@@ -57,8 +57,10 @@ class PromptLayout:
             return arrange_raw(messages[0].content, passages, self.recall.render)
         return arrange(messages, passages, self.recall.render, self.tokenizer.rules, tools)
 
-    def encode(self, arranged: Arranged, *, raw: bool = False) -> list[int]:
+    def encode(self, arranged: Arranged, *, raw: bool = False, behind: bool = False) -> list[int]:
         """[prompt_tokens]
+
+        behind: the prompt stands behind a cartridge, which has begun the conversation.
 
         Raises InvalidField as `ChatTokenizer.encode`, and for a control token that texts spell together:
         each text has been checked by itself.
@@ -67,7 +69,9 @@ class PromptLayout:
             if token := self.tokenizer.special_token_in(message.content):
                 raise InvalidField("messages", f"together spell the model's control token {token!r}")
         if raw:
-            return self.tokenizer.encode_raw(arranged.messages[0].content)
+            return self.tokenizer.encode_raw(arranged.messages[0].content, behind=behind)
+        if behind:
+            return self.tokenizer.encode_behind(arranged.messages, arranged.tools)
         return self.tokenizer.encode(arranged.messages, arranged.tools)
 
     def passage_tokens(self, passages: Sequence[ScoredMemory]) -> list[int]:

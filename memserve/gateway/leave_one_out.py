@@ -17,7 +17,7 @@ from memserve.domain import (
     Tenant,
 )
 from memserve.domain.kinds import KINDS
-from memserve.domain.worker_calls import SCORED_TOKENS_MAX
+from memserve.domain.worker_calls import PLACEHOLDER_TOKEN, SCORED_TOKENS_MAX
 from memserve.errors import InvalidField, ModuleNotFound, OtherBase
 from memserve.gateway.layout import PromptLayout
 from memserve.gateway.scoring import Scoring
@@ -53,7 +53,7 @@ class LeavingOneOut:
             raise CannotWeigh("the prompt has no passages")
         chosen = best_places([passage.score for passage in answer.passages], PASSAGES_MAX)
         modules = await self._answering(tenant, answer.modules)
-        rebuild = partial(self._prompts, prompt, chosen)
+        rebuild = partial(self._prompts, prompt, chosen, modules.origin.prefix_tokens)
         prompts = await self._tokenizing.run(tenant.name, rebuild)
         scored = prompt.answer_ids[:SCORED_TOKENS_MAX]
         deadline_s = min(deadline_s, time.monotonic() + LONGEST_S)
@@ -86,21 +86,22 @@ class LeavingOneOut:
             answering.append(AnsweringModule(found.version, module.strength, found.reason))
         return AnsweringModules(tuple(module for module in answering if module.version.kind in KINDS))
 
-    def _prompts(self, prompt: KeptPrompt, chosen: Sequence[int]) -> list[list[int]]:
+    def _prompts(self, prompt: KeptPrompt, chosen: Sequence[int], prefix_tokens: int) -> list[list[int]]:
         """[chosen] prompts, each without one passage. Blocks while they are encoded. Raises CannotWeigh."""
-        everything = self._encode(prompt, prompt.passages)
+        everything = self._encode(prompt, prompt.passages, prefix_tokens)
         if tuple(everything) != prompt.token_ids:
             raise CannotWeigh("the model's tokenizer or the template of passages has changed since")
         return [
-            self._encode(prompt, [*prompt.passages[:place], *prompt.passages[place + 1 :]])
+            self._encode(prompt, [*prompt.passages[:place], *prompt.passages[place + 1 :]], prefix_tokens)
             for place in chosen
         ]
 
-    def _encode(self, prompt: KeptPrompt, texts: Sequence[str]) -> list[int]:
+    def _encode(self, prompt: KeptPrompt, texts: Sequence[str], prefix_tokens: int) -> list[int]:
         passages = [passage_of(text) for text in texts]
         arranged = self._layout.arrange(prompt.messages, passages, raw=prompt.raw, tools=prompt.tools)
         try:
-            return self._layout.encode(arranged, raw=prompt.raw)
+            token_ids = self._layout.encode(arranged, raw=prompt.raw, behind=prefix_tokens > 0)
+            return [PLACEHOLDER_TOKEN] * prefix_tokens + token_ids
         except InvalidField as error:
             raise CannotWeigh(f"the prompt cannot be put together again: {error.rule}") from None
 

@@ -26,7 +26,7 @@ from memserve.kv.ledger.records import Quotas
 from memserve.kv.lookup import PrefixLookup
 from memserve.kv.transport.check import check_cache_servers
 from memserve.memory.modules.blobs.store import BlobStore
-from memserve.memory.modules.kinds.files import BaseModel
+from memserve.memory.modules.kinds.files import BaseModel, KvShape
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.modules.registry.store import ModuleStore
 from memserve.memory.modules.uploads import Uploads
@@ -127,17 +127,32 @@ async def open_modules(
     )
     stack.push_async_callback(store.close)
     shapes = model.tensor_shapes()
+    # Without its weights a gateway cannot tell which model it is. Workers still refuse a module that does not
+    # fit.
+    base_digest = await on_own_thread(model.model_digest) if shapes else ""
     memory = ParametricMemory(
         store,
         BlobStore(settings.module_store_url, settings.modules_root / "modules"),
         Uploads(settings.data / "staging", settings.max_module_bytes, settings.max_staging_bytes_per_tenant),
-        BaseModel(shapes=shapes, vocab_size=model.vocab_size, max_rank=settings.max_lora_rank),
-        # Without its weights a gateway cannot tell which model it is. Workers still refuse a module that does
-        # not fit.
-        await on_own_thread(model.model_digest) if shapes else "",
+        BaseModel(shapes, model.vocab_size, settings.max_lora_rank, kv_shape(settings, model, base_digest)),
+        base_digest,
     )
     stack.callback(memory.files.close)
     return memory
+
+
+def kv_shape(settings: Settings, model: ModelFiles, base_digest: str) -> KvShape:
+    """What a cartridge for this model is checked against."""
+    return KvShape(
+        layers=model.layers,
+        kv_heads=model.kv_heads,
+        head_size=model.head_size,
+        context_tokens=model.max_context_tokens,
+        block_tokens=settings.block_tokens,
+        rope=model.rope,
+        base_digest=base_digest,
+        refusal=model.no_prefix_reason,
+    )
 
 
 def disk_watch(settings: Settings) -> DiskWatch:

@@ -84,7 +84,8 @@ class Pipeline:
             if (chosen := recalled.module) is not None:
                 request = replace(request, modules=(chosen_use(chosen),))
                 modules = await resolve_modules(self.modules, request, tenant.name)
-            self.warm_pinned.recalled(request, tenant, modules.kv_version)
+            if not modules.origin.prefix:
+                self.warm_pinned.recalled(request, tenant, modules.adapter_version)
             held.enter_context(self.uses.holding(modules))
             while True:
                 answer = self._answer(request, tenant, modules, recalled, held, live, accepted_s, deadline_s)
@@ -125,7 +126,7 @@ class Pipeline:
         held: what is held until the request has ended.
         """
         live.step(4)  # The prompt: token ids.
-        prompt = await self.fit(request, recalled.passages, tenant.name)
+        prompt = await self.fit(request, recalled.passages, tenant.name, modules.origin.prefix_tokens)
         check_min_tokens(request.sampling.min_tokens, prompt.max_tokens)
         request = replace(request, sampling=replace(request.sampling, max_tokens=prompt.max_tokens))
         spent = await held.enter_async_context(
@@ -134,7 +135,7 @@ class Pipeline:
         await self._until_ready(tenant.name)
         # 5. Look-up of the prompt's KV in Redis, but for the last token: the engine always computes it.
         live.step(5)
-        cached, took_ms = await timed(self.look_up(prompt.token_ids[:-1], tenant, modules.kv_version))
+        cached, took_ms = await timed(self.look_up(prompt.token_ids[:-1], tenant, modules.origin))
         attempts = self.router.attempts(request, tenant.name, prompt.token_ids)
         lost = self.texts.lost(tenant.name, request.namespaces)
         while True:

@@ -22,7 +22,7 @@ from memserve.domain import (
     Tenant,
     Warmth,
 )
-from memserve.domain.kinds import KINDS
+from memserve.domain.kinds import KINDS, origin_of
 from memserve.domain.worker_calls import (
     AppliedModule,
     WorkerDied,
@@ -120,6 +120,8 @@ class Prefixes:
         version = await self._modules.heaviest("prefix.module", tenant.name, module) if module else None
         if version is not None and not KINDS[version.kind].changes_kv:
             raise InvalidField("prefix.module", f"a {version.kind} does not change the KV; leave it out")
+        if version is not None and KINDS[version.kind].is_prefix:
+            raise InvalidField("prefix.module", f"a {version.kind} is KV itself, which is never cold")
         token_ids = await self._fit.encode(messages, tenant.name)
         if len(token_ids) >= self._fit.context_tokens:
             raise InvalidField(
@@ -135,8 +137,10 @@ class Prefixes:
         Raises NoWorker while no worker that shares KV is known.
         """
 
+        origin = origin_of([(module.digest, module.kind)] if module else [])
+
         def laid_out(layout: CacheLayout) -> LaidOut:
-            blocks = prompt_block_keys(token_ids, layout, tenant, module)
+            blocks = prompt_block_keys(token_ids, layout, tenant, origin)
             return LaidOut(layout, blocks, chunk_keys(blocks, layout.blocks_per_chunk))
 
         layouts = self._pool.layouts(sharing=True)

@@ -28,8 +28,9 @@ class RecallPreviews:
             if (chosen := recalled.module) is not None:
                 request = replace(request, modules=(chosen_use(chosen),))
                 modules = await resolve_modules(steps.modules, request, tenant.name)
-            prompt = await steps.fit(request, recalled.passages, tenant.name)
-            cached, took_ms = await timed(steps.look_up(prompt.token_ids[:-1], tenant, modules.kv_version))
+            origin = modules.origin
+            prompt = await steps.fit(request, recalled.passages, tenant.name, origin.prefix_tokens)
+            cached, took_ms = await timed(steps.look_up(prompt.token_ids[:-1], tenant, origin))
             redis_tokens = max((found.redis_tokens for found in cached.values()), default=0)
             held_tokens = max(
                 (

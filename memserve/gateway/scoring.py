@@ -100,9 +100,9 @@ class Scoring:
 
         They are the model's with its LoRA, before a logit expert shifts the logits.
 
-        token_ids: [prompt_tokens]. continuation: [1 to SCORED_TOKENS_MAX tokens]. deadline_s: on the
-        monotonic clock. Cancelling aborts the work. Raises DeadlineExceeded, InvalidField, NoWorker,
-        WorkersLost, Overloaded and QuotaExceeded.
+        token_ids: [prompt_tokens]. With a cartridge among the modules, its placeholders come first.
+        continuation: [1 to SCORED_TOKENS_MAX tokens]. deadline_s: on the monotonic clock. Cancelling aborts
+        the work. Raises DeadlineExceeded, InvalidField, NoWorker, WorkersLost, Overloaded and QuotaExceeded.
         """
         if not 0 < len(continuation) <= SCORED_TOKENS_MAX:
             raise InvalidField("continuation", f"1 to {SCORED_TOKENS_MAX} tokens, not {len(continuation)}")
@@ -155,7 +155,7 @@ class Scoring:
     ) -> TokenScores:
         accepted_s, sampling = time.monotonic(), Sampling(max_tokens=len(continuation))
         request = GenerationRequest((), sampling, priority=Priority.BACKGROUND)
-        cached = await self._look_up(token_ids[:-1], tenant, modules.kv_version)
+        cached = await self._look_up(token_ids[:-1], tenant, modules.origin)
         async with self._tokens.answer(tenant.name, len(token_ids), len(continuation)) as spent:
             attempts = self._router.attempts(request, tenant.name, token_ids)
             while True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +59,17 @@ class ChatTokenizer:
         Raises InvalidField when the template refuses the conversation. Raises it too when the conversation
         has a token for which the model has no embedding.
         """
+        return self._encoded(self._template.render, messages, tools)
+
+    def encode_behind(self, messages: Sequence[Message], tools: str = "") -> list[int]:
+        """Token ids of a conversation that goes on behind KV that has begun it. As `encode` otherwise."""
+        return self._encoded(self._template.render_behind, messages, tools)
+
+    def _encoded(
+        self, render: Callable[[Sequence[Message], str], str], messages: Sequence[Message], tools: str
+    ) -> list[int]:
         try:
-            text = self._template.render(messages, tools)
+            text = render(messages, tools)
         # A template is a program. For roles or an order that it does not expect, it may raise anything.
         except Exception as error:
             raise InvalidField("messages", f"the model's chat template refuses them: {error}") from None
@@ -76,11 +85,14 @@ class ChatTokenizer:
             )
         return token_ids
 
-    def encode_raw(self, text: str) -> list[int]:
+    def encode_raw(self, text: str, *, behind: bool = False) -> list[int]:
         """Token ids of a text that the model goes on with, with what its tokenizer puts before a text.
 
+        behind: the text stands behind KV that has begun it, so that nothing is put before it.
         Raises InvalidField as `encode`.
         """
+        if behind:
+            return self._checked(self._ids(text))
         return self._checked(list(self._tokenizer.encode_batch_fast([text])[0].ids))
 
     def spans(self, text: str) -> list[TokenSpan]:

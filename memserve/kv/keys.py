@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 
 import cbor2
 
+from memserve.domain import KvOrigin
+
 SCHEMA_VERSION = 1
 HASH_ALGORITHM = "sha256_cbor"
 VLLM_HASH_SEED = "vllm-none-hash"
@@ -94,6 +96,24 @@ def block_keys(
         keys.append(parent)
         extra = later_extra
     return keys
+
+
+def prompt_keys(token_ids: Sequence[int], block_size: int, origin: KvOrigin, cache_salt: str) -> list[bytes]:
+    """[full blocks] keys of a tenant's prompt, as memserve's engines compute them. Raises as `block_keys`.
+
+    token_ids: with a cartridge, its placeholders first.
+    """
+    lora = (origin.adapter, f"modules/{origin.adapter}") if origin.adapter else None
+    salt = prefix_salt(cache_salt, origin.prefix) if origin.prefix else cache_salt
+    return block_keys(token_ids, block_size, lora=lora, cache_salt=salt)
+
+
+def prefix_salt(cache_salt: str, digest: str) -> str:
+    """The salt of prompts that begin with a cartridge: the placeholders of one are those of any other.
+
+    cache_salt: the tenant's. digest: the cartridge's.
+    """
+    return hashlib.sha256(f"cartridge\0{cache_salt}\0{digest}".encode()).hexdigest()
 
 
 def chunk_keys(keys: Sequence[bytes], blocks_per_chunk: int, *, group: int = 0) -> list[bytes]:

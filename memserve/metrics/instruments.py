@@ -295,7 +295,7 @@ class GatewayMetrics:
     def _begin(self) -> None:
         begin(self.requests, ["Generate"], ["OK", "HTTP_200"])
         begin(self.slo_missed, ["ttft", "tpot"])
-        begin(self.cached_tokens, ["device", "host", "redis"])
+        begin(self.cached_tokens, ["device", "host", "redis", "cartridge"])
         begin(self.lookups, ["hit", "miss", "unavailable"])
         begin(self.refused, [*RefusalReason.known()])
         begin(self.tokens_refused, [*TokenFault])

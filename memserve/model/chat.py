@@ -7,6 +7,7 @@ Templates are rendered as transformers renders them. The tokenizer is as transfo
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -35,6 +36,8 @@ from memserve.private_files import keep_private
 TEMPLATE_FILE, DEFAULT_TEMPLATE = "chat_template.jinja", "default"
 TEMPLATE_MAX_BYTES = 1 << 20
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Stands for the token that begins a text.
+_BEGINNING = "\0beginning\0"
 _PROBE = Message(Role.USER, "Where is the north gate?")
 _SECOND_PROBE = Message(Role.USER, "And who has its key?")
 _CALLING = Message(
@@ -82,12 +85,37 @@ class ChatTemplate:
 
         A template is a program and may raise anything. As a rule it raises TemplateError.
         """
+        return self._rendered(messages, tools, self._special_tokens)
+
+    def render_behind(self, messages: Sequence[Message], tools: str = "") -> str:
+        """The text of a conversation that goes on behind KV that has begun it.
+
+        It has no mark of a text's beginning, and no system turn that the template adds by itself: the KV has
+        had its own. tools: as of GenerationRequest. May raise anything, as `render`.
+        """
+        # The template means by bos_token what begins a text; other turns may begin with the same token.
+        bos = self._special_tokens.get("bos_token", "")
+        marked = {**self._special_tokens, "bos_token": _BEGINNING if bos else ""}
+        if not tools and messages[0].role is not Role.SYSTEM and self.rules.system:
+            with contextlib.suppress(Exception):
+                # Behind a system turn the template adds none of its own.
+                opening = self._rendered([_SYSTEM_PROBE], "", marked, answer=False)
+                text = self._rendered([_SYSTEM_PROBE, *messages], "", marked)
+                if text.startswith(opening):
+                    return text.removeprefix(opening).replace(_BEGINNING, bos)
+        text = self._rendered(messages, tools, marked).removeprefix(_BEGINNING)
+        return text.replace(_BEGINNING, bos)
+
+    def _rendered(
+        self, messages: Sequence[Message], tools: str, special: Mapping[str, str], *, answer: bool = True
+    ) -> str:
+        """special: the texts of control tokens by their names."""
         return self._template.render(
             messages=[_turn(message) for message in messages],
             tools=json.loads(tools) if tools else None,
             documents=None,
-            add_generation_prompt=True,
-            **self._special_tokens,
+            add_generation_prompt=answer,
+            **special,
         )
 
     def _shows(self, messages: Sequence[Message], tools: str = "") -> bool:

@@ -35,6 +35,8 @@ HEADER_MAX_BYTES = 100 << 20
 _POINTER = b"version https://git-lfs.github.com/spec/"
 # Names for the number of experts, from vLLM's `ModelConfig.get_num_experts`.
 EXPERTS = ("num_experts", "moe_num_experts", "n_routed_experts", "num_local_experts")
+# What transformers takes for a model that names none.
+DEFAULT_ROPE_THETA = 10_000.0
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -97,6 +99,28 @@ class ModelFiles:
             for config in (self.config, self.sizes)
             for name in EXPERTS
         )
+
+    @property
+    def rope(self) -> dict[str, Any]:
+        """The rope parameters by transformers 5's names. Keys of one rope are worth nothing under another."""
+        given = self._size("rope_parameters") or self._size("rope_scaling") or {}
+        rope = {name: value for name, value in given.items() if name != "type"}
+        rope.setdefault("rope_type", given.get("type") or "default")
+        rope.setdefault("rope_theta", self._size("rope_theta") or DEFAULT_ROPE_THETA)
+        partial = self._size("partial_rotary_factor")
+        return rope if partial in (None, 1) else {"partial_rotary_factor": partial, **rope}
+
+    @property
+    def no_prefix_reason(self) -> str:
+        """Why no KV can be put before a prompt of this model, as far as its configuration says. Empty: it
+        can."""
+        if self.has_latent_attention:
+            return "it has latent attention, whose KV is not K and V of heads"
+        window = self._size("sliding_window") and self._size("use_sliding_window") is not False
+        kinds = self._size("layer_types") or []
+        if any(kind != "full_attention" for kind in kinds) or (window and not kinds):
+            return "not all of its layers attend to the whole prompt"
+        return ""
 
     @property
     def kv_bytes_per_token(self) -> int:

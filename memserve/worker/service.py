@@ -299,7 +299,9 @@ def _response(part: AnswerPart) -> pb.GenerateResponse:
 
 
 def _cached(cached: CachedTokens) -> pb.CachedTokens:
-    return pb.CachedTokens(device=cached.device, host=cached.host, redis=cached.redis)
+    return pb.CachedTokens(
+        device=cached.device, host=cached.host, redis=cached.redis, cartridge=cached.cartridge
+    )
 
 
 def _applied(modules: Iterable[pb.AppliedModule]) -> tuple[AppliedModule, ...]:

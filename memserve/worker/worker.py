@@ -24,10 +24,10 @@ from prometheus_client import REGISTRY
 from memserve import credentials
 from memserve.config import Settings, at
 from memserve.domain import WorkerLease
-from memserve.domain.kinds import KINDS
+from memserve.domain.kinds import origin_of
 from memserve.domain.worker_calls import WorkerRequest
 from memserve.errors import BlobStoreUnavailable, RegistryUnavailable
-from memserve.kv.keys import CacheNamespace, block_keys
+from memserve.kv.keys import CacheNamespace, prompt_keys
 from memserve.kv.ledger.records import NO_QUOTAS
 from memserve.kv.transport.check import check_cache_servers
 from memserve.memory.modules.registry.store import ModuleStore
@@ -268,10 +268,9 @@ class Worker:
         """What this engine holds of a prompt by now, or what the gateway expected to come from Redis."""
         if len(request.token_ids) > LOOKED_TOKENS_MAX:
             return as_expected(request)
-        heavy = [module.digest for module in request.modules if KINDS[module.kind].changes_kv]
-        lora = (heavy[0], f"modules/{heavy[0]}") if heavy else None
         block_tokens = self._block_tokens
-        keys = block_keys(request.token_ids[:-1], block_tokens, lora=lora, cache_salt=request.cache_salt)
+        origin = origin_of((module.digest, module.kind) for module in request.modules)
+        keys = prompt_keys(request.token_ids[:-1], block_tokens, origin, request.cache_salt)
         return lambda: max(self._block_log.leading(keys)[1] * block_tokens, request.cached_tokens)
 
     def _lease_of(self, served: _Served, ports: _Ports, *, shares_kv: bool) -> WorkerLease:

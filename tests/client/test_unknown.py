@@ -36,7 +36,7 @@ def test_a_kind_of_module_is_unknown(number: int, ask: Call, stub: StubGateway) 
 
 
 def test_a_kind_of_module_in_a_receipt_is_unknown(ask: Call, stub: StubGateway) -> None:
-    route = inference_pb2.Route(modules=[inference_pb2.UsedModule(name="tone", kind="cartridge")])
+    route = inference_pb2.Route(modules=[inference_pb2.UsedModule(name="tone", kind="riddle")])
     stub.replies["Generate"] = [inference_pb2.GenerateResponse(route=route), USAGE_PB]
     (used,) = ask("generate", "q").route.modules
     assert (used.name, used.kind) == ("tone", ModuleKind.UNKNOWN)
@@ -85,7 +85,7 @@ def test_an_unknown_kind_cannot_be_asked_for(stub: StubGateway) -> None:
         client.modules.all(kind=ModuleKind.UNKNOWN)
     assert (refused.value.field, refused.value.rule) == (
         "kind",
-        "must be one of lora, logit_expert, not unknown",
+        "must be one of lora, logit_expert, cartridge, not unknown",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from memserve.domain import FinishReason, ModuleKind, ModulePlace, Priority, Sampling
 from memserve.domain.worker_calls import (
@@ -71,7 +72,7 @@ def score_message(scores: TokenScores) -> pb.ScoreTokensResponse:
     cached = scores.cached
     return pb.ScoreTokensResponse(
         logprobs=scores.logprobs,
-        cached_tokens=pb.CachedTokens(device=cached.device, host=cached.host, redis=cached.redis),
+        cached_tokens=pb.CachedTokens(**asdict(cached)),
     )
 
 
@@ -90,8 +91,7 @@ def _applied_modules(message: pb.GenerateRequest) -> Iterator[AppliedModule]:
 def answer_message(part: AnswerPart) -> pb.GenerateResponse:
     message = pb.GenerateResponse(text=part.text, token_ids=part.token_ids, logprobs=part.logprobs)
     if part.cached is not None:
-        cached = pb.CachedTokens(device=part.cached.device, host=part.cached.host, redis=part.cached.redis)
-        message.cached_tokens.CopyFrom(cached)
+        message.cached_tokens.CopyFrom(pb.CachedTokens(**asdict(part.cached)))
     if part.finish_reason is not None:
         message.finish_reason = REASONS[part.finish_reason]
     return message

@@ -18,7 +18,7 @@ from pathlib import Path
 import grpc
 
 from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace
-from memserve.domain.kinds import KINDS, kind_of_name
+from memserve.domain.kinds import KINDS, kind_of_name, origin_of
 from memserve.domain.names import is_sha256
 from memserve.domain.worker_calls import (
     SCORED_TOKENS_MAX,
@@ -35,7 +35,7 @@ from memserve.domain.worker_calls import (
     WorkerRequest,
     WorkerState,
 )
-from memserve.kv.keys import block_keys
+from memserve.kv.keys import prompt_keys
 from tests.contract.block_log import FakeBlockLog
 
 BLOCK_TOKENS = 32
@@ -219,11 +219,8 @@ class ScriptedWorker:
                 return
 
     def _block_keys(self, request: WorkerRequest) -> list[bytes]:
-        digests = [module.digest for module in request.modules if KINDS[module.kind].changes_kv]
-        lora = (digests[0], f"modules/{digests[0]}") if digests else None
-        return block_keys(
-            list(request.token_ids), self.block_tokens, lora=lora, cache_salt=request.cache_salt
-        )
+        origin = origin_of((module.digest, module.kind) for module in request.modules)
+        return prompt_keys(list(request.token_ids), self.block_tokens, origin, request.cache_salt)
 
     def lookup_blocks(self, keys: Sequence[bytes]) -> HeldBlocks:
         return HeldBlocks(*self.log.leading(keys))

@@ -95,7 +95,7 @@ async def a_refusal_has_a_status_and_a_reason(worker: WireWorker) -> None:
         "LoadModule": [
             (pb.LoadModuleRequest(digest=NOWHERE, kind="lora"), not_here),
             (pb.LoadModuleRequest(digest=worker.lora, kind="logit_expert"), nowhere),
-            (pb.LoadModuleRequest(digest=worker.lora, kind="cartridge"), nowhere),
+            (pb.LoadModuleRequest(digest=worker.lora, kind="riddle"), nowhere),
         ],
         "TryModule": [(pb.TryModuleRequest(digest=NOWHERE, kind="lora"), not_here)],
         "GetModulePlaces": [(pb.GetModulePlacesRequest(digests=["../modules"]), nowhere)],

@@ -250,7 +250,7 @@ async def an_unknown_module_or_kind_is_not_loaded(worker: ContractWorker) -> Non
     await refused(worker.load(worker.lora, ModuleKind.LOGIT_EXPERT), WrongRequest)
     await refused(worker.calls.try_module(NOWHERE, ModuleKind.LORA, TIMEOUT_S))
     # A kind that only a newer gateway knows.
-    await refused(worker.load(worker.lora, "cartridge"), WrongRequest)
+    await refused(worker.load(worker.lora, "riddle"), WrongRequest)
     await worker.state_with(lambda state: not state.used_modules)
 
 

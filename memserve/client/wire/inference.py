@@ -265,7 +265,7 @@ def _usage_of(usage: pb.Usage) -> Usage:
 
 
 def cached_of(cached: pb.CachedTokens) -> CachedTokens:
-    return CachedTokens(cached.device, cached.host, cached.redis)
+    return CachedTokens(cached.device, cached.host, cached.redis, cached.cartridge)
 
 
 def kind_of(name: str) -> ModuleKind:

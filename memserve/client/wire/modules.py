@@ -102,6 +102,7 @@ def version_of(value: pb.ModuleVersion) -> ModuleVersion:
         moves_logits=value.moves_logits,
         gate=gate_report_of(value.gate) if value.HasField("gate") else None,
         warning=value.warning,
+        prefix_tokens=value.prefix_tokens,
     )
 
 

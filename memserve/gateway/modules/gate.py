@@ -22,7 +22,13 @@ from memserve.domain import (
     Tenant,
 )
 from memserve.domain.kinds import KINDS
-from memserve.domain.worker_calls import AppliedModule, WorkerFailure, WorkerRequest, WrongRequest
+from memserve.domain.worker_calls import (
+    PLACEHOLDER_TOKEN,
+    AppliedModule,
+    WorkerFailure,
+    WorkerRequest,
+    WrongRequest,
+)
 from memserve.errors import InvalidField, InvalidModule, NoWorker
 from memserve.gateway.layout import PromptLayout
 from memserve.gateway.modules.progress import ProgressCallback
@@ -80,9 +86,13 @@ class Gate:
         """
         if probes is None:
             return GateReport(True, (), "", time.time(), "")
-        prompts = await self._tokenizing.run(tenant.name, partial(self._prompts, probes))
+        prompts = await self._tokenizing.run(tenant.name, partial(self._prompts, probes, 0))
+        own = prompts
+        if version.prefix_tokens:
+            behind = partial(self._prompts, probes, version.prefix_tokens)
+            own = await self._tokenizing.run(tenant.name, behind)
         run = _Run(self._pool, tenant, version, worker_id)
-        base, module = await run.ask(prompts, on_progress)
+        base, module = await run.ask(prompts, own, on_progress)
         figures = judge(probes.sets, probes.thresholds, base, module)
         if not KINDS[version.kind].moves_logprobs:
             # The engine's log-probabilities leave the module out. They do not show how sure the module is.
@@ -91,14 +101,15 @@ class Gate:
             all(each.holds for each in figures), figures, run.answered_by, time.time(), probes.digest
         )
 
-    def _prompts(self, probes: Probes) -> list[list[int]]:
+    def _prompts(self, probes: Probes, prefix_tokens: int) -> list[list[int]]:
+        """prefix_tokens: positions of a cartridge before each prompt."""
         return [
-            self._prompt(probe, f"probes.json: sets[{place}].probes[{number}]")
+            self._prompt(probe, f"probes.json: sets[{place}].probes[{number}]", prefix_tokens)
             for place, each in enumerate(probes.sets)
             for number, probe in enumerate(each.probes)
         ]
 
-    def _prompt(self, probe: Probe, path: str) -> list[int]:
+    def _prompt(self, probe: Probe, path: str, prefix_tokens: int) -> list[int]:
         for text in (probe.question, probe.system, *probe.passages):
             if token := self._layout.tokenizer.special_token_in(text):
                 raise InvalidModule(path, f"must not contain the model's control token {token!r}")
@@ -107,7 +118,9 @@ class Gate:
             asked.insert(0, Message(Role.SYSTEM, probe.system))
         passages = [_recalled(text) for text in probe.passages]
         try:
-            token_ids = self._layout.encode(self._layout.arrange(asked, passages))
+            arranged = self._layout.arrange(asked, passages)
+            token_ids = [PLACEHOLDER_TOKEN] * prefix_tokens
+            token_ids += self._layout.encode(arranged, behind=prefix_tokens > 0)
         except InvalidField as error:
             raise InvalidModule(path, error.rule) from None
         room = self._max_context_tokens - MAX_ANSWER_TOKENS
@@ -140,14 +153,18 @@ class _Run:
         return self.worker.lease.worker_id if self.worker else ""
 
     async def ask(
-        self, prompts: list[list[int]], on_progress: ProgressCallback
+        self, prompts: list[list[int]], own: list[list[int]], on_progress: ProgressCallback
     ) -> tuple[list[Answer], list[Answer]]:
-        """[prompts] answers of the base, and of the version."""
+        """[prompts] answers of the base, and of the version.
+
+        own: [prompts] as they are with the version.
+        """
         answers: dict[tuple[int, bool], Answer] = {}
 
         async def lane(waiting: Iterator[tuple[int, bool]]) -> None:
             for place, with_version in waiting:
-                answers[place, with_version] = await self._answer(prompts[place], with_version)
+                asked = own if with_version else prompts
+                answers[place, with_version] = await self._answer(asked[place], with_version)
                 on_progress(len(answers), 2 * len(prompts))
 
         # The version is asked before the base. So a version that no worker can load is noticed at once.

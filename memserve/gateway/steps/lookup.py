@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from memserve.domain import CacheLayout, ModuleVersion, Tenant
+from memserve.domain import CacheLayout, KvOrigin, Tenant
 from memserve.gateway.workers.pool import WorkerPool
-from memserve.kv.keys import block_keys, chunk_keys
+from memserve.kv.keys import chunk_keys, prompt_keys
 from memserve.kv.lookup import PrefixLookup
 from memserve.metrics.instruments import GatewayMetrics
 
@@ -24,7 +24,9 @@ class LookedUp:
     keys: Sequence[bytes] = ()
     """[full blocks]"""
     redis_tokens: int = 0
-    """Leading tokens that are in Redis."""
+    """Leading tokens that are in Redis, those of a cartridge too."""
+    supplied_tokens: int = 0
+    """Positions of a cartridge. A worker that holds it has them."""
 
 
 class CacheLookup:
@@ -36,34 +38,37 @@ class CacheLookup:
         self._metrics = metrics
 
     async def __call__(
-        self, token_ids: Sequence[int], tenant: Tenant, kv_version: ModuleVersion | None
+        self, token_ids: Sequence[int], tenant: Tenant, origin: KvOrigin
     ) -> Mapping[CacheLayout, LookedUp]:
         """The prompt in each layout that a worker has now. A worker of a layout that comes later counts as
         holding nothing.
         """
 
         async def look_up(layout: CacheLayout) -> LookedUp:
-            keys = prompt_block_keys(token_ids, layout, tenant, kv_version)
+            supplied = origin.prefix_tokens
+            keys = prompt_block_keys(token_ids, layout, tenant, origin)
             if not keys:
-                return LookedUp()
-            chunks = await self._lookup.present(layout.namespace, chunk_keys(keys, layout.blocks_per_chunk))
+                return LookedUp(supplied_tokens=supplied)
+            # Chunks that end within a cartridge are never stored.
+            skipped = supplied // layout.chunk_tokens
+            asked = chunk_keys(keys, layout.blocks_per_chunk)[skipped:]
+            if not asked and supplied:
+                return LookedUp(keys, supplied, supplied)
+            chunks = await self._lookup.present(layout.namespace, asked)
             outcome = "unavailable" if chunks is None else "hit" if chunks else "miss"
             self._metrics.lookups.labels(outcome).inc()
-            return LookedUp(keys, (chunks or 0) * layout.chunk_tokens)
+            found = (skipped + (chunks or 0)) * layout.chunk_tokens
+            return LookedUp(keys, max(found, supplied), supplied)
 
         layouts = self._pool.layouts()
         return dict(zip(layouts, await asyncio.gather(*map(look_up, layouts)), strict=True))
 
 
 def prompt_block_keys(
-    token_ids: Sequence[int], layout: CacheLayout, tenant: Tenant, kv_version: ModuleVersion | None
+    token_ids: Sequence[int], layout: CacheLayout, tenant: Tenant, origin: KvOrigin
 ) -> list[bytes]:
-    """[full blocks] keys, as an engine of this layout computes them.
-
-    kv_version: the module that the KV depends on.
-    """
-    lora = (kv_version.digest, f"modules/{kv_version.digest}") if kv_version else None
-    return block_keys(token_ids, layout.block_tokens, lora=lora, cache_salt=tenant.cache_salt)
+    """[full blocks] keys, as an engine of this layout computes them."""
+    return prompt_keys(token_ids, layout.block_tokens, origin, tenant.cache_salt)
 
 
 async def timed(work: Awaitable[T]) -> tuple[T, float]:

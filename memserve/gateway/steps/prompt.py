@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from memserve.config import Settings
 from memserve.domain import GenerationRequest, Message, ScoredMemory
+from memserve.domain.worker_calls import PLACEHOLDER_TOKEN
 from memserve.errors import InvalidField
 from memserve.gateway.layout import PromptLayout
 from memserve.gateway.tokenizer import ChatTokenizer
@@ -46,10 +47,12 @@ class Room:
     wanted_tokens: int
     """Of the answer; 0 for as many as there is room for, `default_tokens` at most."""
     default_tokens: int
+    prefix_tokens: int = 0
+    """Positions of a cartridge, which stand before the prompt."""
 
     @property
     def prompt_tokens(self) -> int:
-        return self.context_tokens - max(self.wanted_tokens, 1)
+        return self.context_tokens - self.prefix_tokens - max(self.wanted_tokens, 1)
 
 
 class PromptFitting:
@@ -64,12 +67,36 @@ class PromptFitting:
         self._settings = settings
 
     async def __call__(
-        self, request: GenerationRequest, passages: Sequence[ScoredMemory], tenant: str
+        self,
+        request: GenerationRequest,
+        passages: Sequence[ScoredMemory],
+        tenant: str,
+        prefix_tokens: int = 0,
     ) -> Prompt:
-        """Raises as `fit_prompt`."""
-        room = Room(self.context_tokens, request.sampling.max_tokens, self._settings.default_max_tokens)
+        """prefix_tokens: positions of a cartridge before the prompt. Raises as `fit_prompt`."""
+        prompt = await self._fit(request, passages, tenant, prefix_tokens)
+        if not prefix_tokens:
+            return prompt
+        return replace(prompt, token_ids=[PLACEHOLDER_TOKEN] * prefix_tokens + prompt.token_ids)
+
+    async def _fit(
+        self,
+        request: GenerationRequest,
+        passages: Sequence[ScoredMemory],
+        tenant: str,
+        prefix_tokens: int,
+    ) -> Prompt:
+        """Without the placeholders."""
+        wanted, default = request.sampling.max_tokens, self._settings.default_max_tokens
+        room = Room(self.context_tokens, wanted, default, prefix_tokens)
         fit = partial(
-            fit_prompt, self._layout, request.messages, passages, room, raw=request.raw, tools=request.tools
+            fit_prompt,
+            self._layout,
+            request.messages,
+            passages,
+            room,
+            raw=request.raw,
+            tools=request.tools,
         )
         if not passages and sum(len(message.content) for message in request.messages) <= SHORT_CHARS:
             return fit()
@@ -107,7 +134,8 @@ def fit_prompt(
     """The prompt with as many passages as fit. The worst passages go first.
 
     raw: the only message is a text that the model goes on with. The passages stand before it.
-    tools: as of GenerationRequest.
+    tools: as of GenerationRequest. Behind a cartridge, the prompt is as `PromptLayout.encode` has it there;
+    the placeholders are not in it.
 
     Blocks for as long as the tokenizer works. Each passage is encoded once by itself, to know its size. The
     prompt is encoded once where all passages fit, else as a rule once more, and four times at most, however
@@ -122,16 +150,17 @@ def fit_prompt(
     over_bytes = sum(len(message.content.encode()) for message in whole.messages) - most_bytes
     kept = without_worst(passages, [len(hit.memory.text.encode()) for hit in passages], over_bytes)
     sizes = {hit.memory.name: size for hit, size in zip(kept, layout.passage_tokens(kept), strict=True)}
-    tried = _tried(layout, arrange, kept, raw=raw)
+    encode = partial(layout.encode, raw=raw, behind=room.prefix_tokens > 0)
+    tried = _tried(encode, arrange, kept)
     # A number that has changed may take a token more or less, and so may the place where two lines meet.
     for slack in (0, 2 * len(kept)):
         surplus = len(tried.token_ids) - room.prompt_tokens
         if surplus <= 0 or not tried.passages:
             break
         tried_sizes = [sizes[hit.memory.name] for hit in tried.passages]
-        tried = _tried(layout, arrange, without_worst(tried.passages, tried_sizes, surplus + slack), raw=raw)
+        tried = _tried(encode, arrange, without_worst(tried.passages, tried_sizes, surplus + slack))
     if len(tried.token_ids) > room.prompt_tokens and tried.passages:
-        tried = _tried(layout, arrange, [], raw=raw)
+        tried = _tried(encode, arrange, [])
     left = _room_left(len(tried.token_ids), room)
     return Prompt(
         tuple(tried.passages),
@@ -154,11 +183,9 @@ class _Tried:
 
 
 def _tried(
-    layout: PromptLayout,
+    encode: Callable[[Arranged], list[int]],
     arrange: Callable[[list[ScoredMemory]], Arranged],
     passages: list[ScoredMemory],
-    *,
-    raw: bool,
 ) -> _Tried:
     """The prompt with these passages, or without any where it is refused with them.
 
@@ -166,15 +193,16 @@ def _tried(
     """
     arranged = arrange(passages)
     try:
-        return _Tried(passages, arranged, layout.encode(arranged, raw=raw))
+        return _Tried(passages, arranged, encode(arranged))
     except InvalidField:
         if not passages:
             raise
-    return _tried(layout, arrange, [], raw=raw)
+    return _tried(encode, arrange, [])
 
 
 def _room_left(prompt_tokens: int, room: Room) -> int:
     """Tokens of an answer that fit behind the prompt. Raises InvalidField when they are too few."""
+    prompt_tokens += room.prefix_tokens
     left = room.context_tokens - prompt_tokens
     if left < 1:
         rule = (

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from memserve.domain import GenerationRequest, ModuleUse, ModuleVersion, UsedModule
-from memserve.domain.kinds import KINDS, KindRow
+from memserve.domain import GenerationRequest, KvOrigin, ModuleUse, ModuleVersion, UsedModule
+from memserve.domain.kinds import KINDS, KindRow, origin_of
 from memserve.domain.worker_calls import AppliedModule
 from memserve.errors import InvalidField
 from memserve.memory.modules.memory import ParametricMemory
@@ -59,9 +59,17 @@ class AnsweringModules:
         )
 
     @property
-    def kv_version(self) -> ModuleVersion | None:
-        """The version that the prompt's KV depends on; None for the base model's KV."""
-        return next((module.version for module in self.modules if module.row.changes_kv), None)
+    def adapter_version(self) -> ModuleVersion | None:
+        """The version that computes the prompt's KV; None for the base model."""
+        computing = (each.version for each in self.modules if each.row.changes_kv and not each.row.is_prefix)
+        return next(computing, None)
+
+    @property
+    def origin(self) -> KvOrigin:
+        """What the prompt's KV depends on."""
+        prefix_tokens = sum(module.version.prefix_tokens for module in self.modules if module.row.is_prefix)
+        named = ((module.version.digest, module.version.kind) for module in self.modules)
+        return origin_of(named, prefix_tokens)
 
     @property
     def slot_digest(self) -> str:
@@ -128,12 +136,14 @@ def _check_kind(use: ModuleUse, version: ModuleVersion) -> None:
 def _check_counts(answering: Sequence[tuple[ModuleUse, AnsweringModule]]) -> None:
     """How many of a kind, and how many that change the KV, one request may name."""
     counts: Counter[str] = Counter()
-    kv = ""
+    kv: dict[bool, str] = {}
     for use, module in answering:
         kind = module.version.kind
         counts[kind] += 1
         if counts[kind] > module.row.max_in_a_request:
             raise InvalidField(use.field, f"at most {module.row.max_in_a_request} of kind {kind}")
-        if module.row.changes_kv and kv:
-            raise InvalidField(use.field, f"{module.version.reference} and {kv} both change the KV")
-        kv = module.version.reference if module.row.changes_kv else kv
+        if not module.row.changes_kv:
+            continue
+        other = kv.setdefault(module.row.is_prefix, module.version.reference)
+        if other != module.version.reference:
+            raise InvalidField(use.field, f"{module.version.reference} and {other} both change the KV")

@@ -222,7 +222,7 @@ class Router:
             lease = worker.lease
             prompt = cached.get(lease.layout, LookedUp())
             held_by = Held(
-                leading.get(lease.worker_id, 0) * lease.block_tokens,
+                max(leading.get(lease.worker_id, 0) * lease.block_tokens, prompt.supplied_tokens),
                 prompt.redis_tokens if lease.shares_kv else 0,
                 tuple(self._placed(worker, module) for module in modules.modules),
             )

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from memserve.domain import (
     CachedTokens,
@@ -188,7 +188,7 @@ class Answers:
         metrics.output_tokens.inc(usage.output_tokens)
         if usage.tpot_ms is not None:
             metrics.tpot.observe(usage.tpot_ms / 1000)
-        for tier, tokens in (("device", cached.device), ("host", cached.host), ("redis", cached.redis)):
+        for tier, tokens in asdict(cached).items():
             metrics.cached_tokens.labels(tier).inc(tokens)
         ttft_met, tpot_met = wishes_met(routed, usage.ttft_ms, usage.tpot_ms)
         for wish, met in (("ttft", ttft_met), ("tpot", tpot_met)):

@@ -110,7 +110,7 @@ class GrpcCalls:
         cached = scores.cached_tokens
         if len(scores.logprobs) != len(request.continuation):
             raise WorkerFaulty(self._worker_id, "it has scored other tokens than it was asked for")
-        return TokenScores(tuple(scores.logprobs), CachedTokens(cached.device, cached.host, cached.redis))
+        return TokenScores(tuple(scores.logprobs), _cached(cached))
 
     async def lookup_blocks(self, keys: Sequence[bytes], timeout_s: float) -> HeldBlocks:
         async with self._calling() as channel:
@@ -278,13 +278,16 @@ def _answer_part(response: pb.GenerateResponse) -> AnswerPart:
     part = AnswerPart(response.text, tuple(response.token_ids), tuple(response.logprobs))
     if not response.finish_reason:
         return part
-    cached = response.cached_tokens
     return replace(
         part,
-        cached=CachedTokens(cached.device, cached.host, cached.redis),
+        cached=_cached(response.cached_tokens),
         # A newer worker may end an answer for a reason that this gateway has no word for.
         finish_reason=_FINISH.get(response.finish_reason, FinishReason.STOP),
     )
+
+
+def _cached(cached: pb.CachedTokens) -> CachedTokens:
+    return CachedTokens(cached.device, cached.host, cached.redis, cached.cartridge)
 
 
 def _place(place: pb.ModulePlace) -> ModulePlace:

@@ -223,6 +223,7 @@ class ParametricMemory:
             figures=checked.figures,
             probes_digest=probes.digest if probes is not None else "",
             warning=checked.warning,
+            prefix_tokens=checked.prefix_tokens,
         )
         deadline_s = time.monotonic() + CONDEMNED_PATIENCE_S
         while True:

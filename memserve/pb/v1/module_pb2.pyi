@@ -12,6 +12,7 @@ class ModuleKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODULE_KIND_UNSPECIFIED: _ClassVar[ModuleKind]
     MODULE_KIND_LORA: _ClassVar[ModuleKind]
     MODULE_KIND_LOGIT_EXPERT: _ClassVar[ModuleKind]
+    MODULE_KIND_CARTRIDGE: _ClassVar[ModuleKind]
 
 class ModulePlace(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -34,6 +35,7 @@ class ComposeMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 MODULE_KIND_UNSPECIFIED: ModuleKind
 MODULE_KIND_LORA: ModuleKind
 MODULE_KIND_LOGIT_EXPERT: ModuleKind
+MODULE_KIND_CARTRIDGE: ModuleKind
 MODULE_PLACE_UNSPECIFIED: ModulePlace
 MODULE_PLACE_DEVICE: ModulePlace
 MODULE_PLACE_HOST: ModulePlace
@@ -89,7 +91,7 @@ class GateReport(_message.Message):
     def __init__(self, passed: bool = ..., figures: _Optional[_Iterable[_Union[GateFigure, _Mapping]]] = ..., worker_id: _Optional[str] = ..., at_s: _Optional[float] = ..., probes_digest: _Optional[str] = ...) -> None: ...
 
 class ModuleVersion(_message.Message):
-    __slots__ = ("module", "version", "digest", "kind", "base_digest", "rank", "target_modules", "size_bytes", "created_s", "author", "sources", "parents", "recipe", "notes", "figures", "probes_digest", "gate", "moves_logits", "warning")
+    __slots__ = ("module", "version", "digest", "kind", "base_digest", "rank", "target_modules", "size_bytes", "created_s", "author", "sources", "parents", "recipe", "notes", "figures", "probes_digest", "gate", "moves_logits", "warning", "prefix_tokens")
     MODULE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +111,7 @@ class ModuleVersion(_message.Message):
     GATE_FIELD_NUMBER: _ClassVar[int]
     MOVES_LOGITS_FIELD_NUMBER: _ClassVar[int]
     WARNING_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     module: str
     version: int
     digest: str
@@ -128,7 +131,8 @@ class ModuleVersion(_message.Message):
     gate: GateReport
     moves_logits: bool
     warning: str
-    def __init__(self, module: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ..., base_digest: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., size_bytes: _Optional[int] = ..., created_s: _Optional[float] = ..., author: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., parents: _Optional[_Iterable[str]] = ..., recipe: _Optional[str] = ..., notes: _Optional[str] = ..., figures: _Optional[_Union[WeightFigures, _Mapping]] = ..., probes_digest: _Optional[str] = ..., gate: _Optional[_Union[GateReport, _Mapping]] = ..., moves_logits: bool = ..., warning: _Optional[str] = ...) -> None: ...
+    prefix_tokens: int
+    def __init__(self, module: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ..., base_digest: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., size_bytes: _Optional[int] = ..., created_s: _Optional[float] = ..., author: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., parents: _Optional[_Iterable[str]] = ..., recipe: _Optional[str] = ..., notes: _Optional[str] = ..., figures: _Optional[_Union[WeightFigures, _Mapping]] = ..., probes_digest: _Optional[str] = ..., gate: _Optional[_Union[GateReport, _Mapping]] = ..., moves_logits: bool = ..., warning: _Optional[str] = ..., prefix_tokens: _Optional[int] = ...) -> None: ...
 
 class TrafficShare(_message.Message):
     __slots__ = ("version", "weight")

@@ -16,17 +16,21 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from memserve.domain import CachedTokens, FinishReason, ModuleKind, Sampling
 from memserve.domain.kinds import KINDS
 from memserve.domain.worker_calls import (
+    PLACEHOLDER_TOKEN,
     SCORED_TOKENS_MAX,
     AnswerPart,
     ScoringRequest,
     TokenScores,
     WorkerRequest,
 )
+from memserve.kv.keys import prefix_salt
 from memserve.worker.engine import forced as forced_tokens
+from memserve.worker.kv.cartridges import PREFIX, CartridgeUse, prefix_parameters
 from memserve.worker.kv.connector import CACHED_BY_TIER
 from memserve.worker.kv.tier_requests import OWNER, owner_parameters
 from memserve.worker.modules.held import Modules
 from memserve.worker.modules.kinds.kind import EngineCall, EngineKind
+from memserve.worker.modules.room import ModuleRefused
 
 
 @dataclass
@@ -64,7 +68,9 @@ class Engine:
                 await held.enter_async_context(self.modules.using(module.digest, module.kind))
                 folder = self.module_folder(module.digest)
                 self.kinds[module.kind].apply(call, module.digest, folder, module.strength)
-                kv_digest = module.digest if row.changes_kv else kv_digest
+                if row.changes_kv and (row.is_prefix or not kv_digest):
+                    kv_digest = module.digest
+            kv_transfer, salt = placed_behind(call.cartridge, request)
             if turn is not None:
                 await held.enter_async_context(turn)
             owner = owner_parameters(request.tenant, kv_digest, store_whole_prompt=request.store_whole_prompt)
@@ -82,21 +88,20 @@ class Engine:
                 output_kind=RequestOutputKind.DELTA,
                 ignore_eos=bool(forced),
                 extra_args={
-                    "kv_transfer_params": {OWNER: owner},
+                    "kv_transfer_params": {OWNER: owner, **kv_transfer},
                     **call.extra_args,
                     **({forced_tokens.PARAMETERS: list(forced)} if forced else {}),
                 },
                 **call.sampling,
             )
-            prompt: Any = {"prompt_token_ids": list(request.token_ids), "cache_salt": request.cache_salt}
+            prompt: Any = {"prompt_token_ids": list(request.token_ids), "cache_salt": salt}
             # Closed by `held`, so that the engine has dropped the request before its modules may leave.
-            outputs = await held.enter_async_context(
-                contextlib.aclosing(
-                    self.llm.generate(prompt, params, request.request_id, lora_request=call.lora)
-                )
-            )
+            answer = self.llm.generate(prompt, params, request.request_id, lora_request=call.lora)
+            outputs = await held.enter_async_context(contextlib.aclosing(answer))
             async for output in outputs:
-                yield _part(output, logprobs=sampling.logprobs)
+                if call.cartridge is not None and output.outputs[0].finish_reason == "error":
+                    raise ModuleRefused(call.cartridge.digest, "its KV did not come before the request")
+                yield _part(output, call.cartridge, logprobs=sampling.logprobs)
 
     async def score(
         self,
@@ -156,9 +161,26 @@ class Engine:
         self.llm.shutdown()
 
 
-def _part(output: RequestOutput, *, logprobs: bool) -> AnswerPart:
+def placed_behind(use: CartridgeUse | None, request: WorkerRequest) -> tuple[dict[str, Any], str]:
+    """What a request's `kv_transfer_params` say of its cartridge, and its salt.
+
+    Raises ValueError for a prompt that does not leave the cartridge its place.
+    """
+    if use is None:
+        return {}, request.cache_salt
+    placeholders = request.token_ids[: use.tokens]
+    if len(request.token_ids) <= use.tokens or any(token != PLACEHOLDER_TOKEN for token in placeholders):
+        raise ValueError(
+            f"token_ids: with cartridge {use.digest}, {use.tokens} tokens {PLACEHOLDER_TOKEN} and more behind"
+        )
+    parameters = {PREFIX: prefix_parameters(use.digest, use.tokens)}
+    return parameters, prefix_salt(request.cache_salt, use.digest)
+
+
+def _part(output: RequestOutput, use: CartridgeUse | None, *, logprobs: bool) -> AnswerPart:
     completion, finished = output.outputs[0], output.finished
-    cached = _cached_by_tier(output.num_cached_tokens or 0, output.kv_transfer_params)
+    prefix_tokens = 0 if use is None else use.tokens
+    cached = _cached_by_tier(output.num_cached_tokens or 0, output.kv_transfer_params, prefix_tokens)
     return AnswerPart(
         text=completion.text,
         token_ids=tuple(completion.token_ids),
@@ -177,12 +199,15 @@ def _chosen_logprobs(completion: CompletionOutput) -> tuple[float, ...]:
     )
 
 
-def _cached_by_tier(total: int, params: dict[str, Any] | None) -> CachedTokens:
+def _cached_by_tier(total: int, params: dict[str, Any] | None, prefix_tokens: int) -> CachedTokens:
+    """prefix_tokens: of the request's cartridge. They count apart, wherever they came from."""
+    cartridge = min(prefix_tokens, total)
+    total -= cartridge
     loaded = (params or {}).get(CACHED_BY_TIER, {})
     # A load that failed part-way is recomputed: never report more than vLLM itself counted.
     redis = min(loaded.get("redis", 0), total)
     host = min(loaded.get("host", 0), total - redis)
-    return CachedTokens(device=total - host - redis, host=host, redis=redis)
+    return CachedTokens(device=total - host - redis, host=host, redis=redis, cartridge=cartridge)
 
 
 def _finish_reason(reason: str | None) -> FinishReason:

@@ -16,6 +16,7 @@ from memserve.memory.modules.blobs.store import BlobStore
 from memserve.model.files import ModelFiles
 from memserve.worker.engine.engine import Engine
 from memserve.worker.engine.forced import PROCESSOR
+from memserve.worker.kv.guard import SCHEDULER
 from memserve.worker.modules.copies import LocalCopies
 from memserve.worker.modules.extension import WORKER_EXTENSION
 from memserve.worker.modules.held import Modules
@@ -31,6 +32,9 @@ def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_
     The process must be in `settings.modules_root`: adapters go by paths relative to it.
     """
     absent = absent_kinds(settings, model)
+    if kv_transfer is None:
+        # What puts a prefix into an engine's blocks is the connector.
+        absent |= {kind: "it shares no KV" for kind, row in KINDS.items() if row.is_prefix}
     present = [kind for kind in KINDS if kind not in absent]
     added = engine_arguments(settings, present)
     added["logits_processors"] = [*added.get("logits_processors", ()), PROCESSOR]
@@ -45,6 +49,7 @@ def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_
             prefix_caching_hash_algo=HASH_ALGORITHM,
             worker_extension_cls=WORKER_EXTENSION,
             kv_transfer_config=kv_transfer,
+            scheduler_cls=SCHEDULER,
             kv_events_config=KVEventsConfig(
                 enable_kv_cache_events=True, publisher="zmq", endpoint=event_endpoint
             ),

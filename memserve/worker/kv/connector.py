@@ -18,11 +18,19 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.kv_offload.tiering.manager import TieringOffloadingManager
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
+from memserve.worker.kv.cartridges import (
+    CartridgeMetadata,
+    CartridgePrefixes,
+    CartridgeShelf,
+    first_positions,
+)
 from memserve.worker.kv.cpu_copies import CpuOffloadingWorker
 from memserve.worker.kv.early_loads import EarlyLoadingManager
 from memserve.worker.kv.redis_tier import RedisTier
 from memserve.worker.kv.vllm_internals import (
+    attention_layers,
     chunk_tokens_by_group,
+    connector_metadata,
     first_prefill_stats,
     locally_computed_tokens,
     offloaded_request,
@@ -32,9 +40,12 @@ from memserve.worker.kv.vllm_internals import (
     request_state,
     secondary_tiers,
     store_again_from,
+    store_from,
+    store_nothing,
 )
 
 if TYPE_CHECKING:
+    import torch
     from vllm.config import VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
@@ -56,8 +67,8 @@ MIN_PREFILL_TOKENS = 64
 class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
     """`OffloadingConnector` that reports cached tokens by tier when a request ends.
 
-    It also ends its process with the process's parent. The scheduler's half belongs to the scheduler's
-    thread, the worker's half to the model runner's.
+    It supplies the positions of cartridges (`cartridges.py`). It also ends its process with the process's
+    parent. The scheduler's half belongs to the scheduler's thread, the worker's half to the model runner's.
     """
 
     def __init__(
@@ -69,6 +80,16 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
         # The engine's steps under way: when each began, and how many prompt tokens it computes.
         self._steps: deque[tuple[float, int]] = deque()
         self._last_end_s = 0.0
+        engine_id = str(vllm_config.kv_transfer_config.engine_id)
+        # By request: the positions of a cartridge that its last admission supplied.
+        self._supplied: dict[str, int] = {}
+        # By request: the first of its blocks that gets wrong KV.
+        self._unsupplied: dict[str, int] = {}
+        self._lost_blocks: set[int] = set()
+        if role == KVConnectorRole.WORKER:
+            self.shelf = CartridgeShelf(engine_id, kv_cache_config, vllm_config.model_config.dtype)
+        self._block_tokens = vllm_config.cache_config.block_size
+        self._prefixes = CartridgePrefixes(CartridgeShelf.by_engine_id.get(engine_id), self._block_tokens)
         if role == KVConnectorRole.SCHEDULER:
             exit_with_parent()
             manager = self._offloading_manager()
@@ -82,17 +103,55 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
         # threads that load the chunks.
         if any(tier.only_waits(request.request_id) for tier in self._redis_tiers()):
             return None, False
-        matched: tuple[int | None, bool] = super().get_num_new_matched_tokens(request, num_computed_tokens)
-        return matched
+        use = self._prefixes.use(request.request_id)
+        missing: int | None = 0
+        if use is not None and num_computed_tokens < use.tokens:
+            missing = self._prefixes.missing(request.request_id, num_computed_tokens, time.monotonic())
+            if not missing:
+                return missing, False
+            # The tier is asked for what follows the cartridge.
+            num_computed_tokens = use.tokens
+        matched, later = super().get_num_new_matched_tokens(request, num_computed_tokens)
+        return (None, False) if matched is None else (missing + matched, later)
+
+    def on_new_request(self, request: Request) -> None:
+        super().on_new_request(request)
+        use = self._prefixes.begin(request.request_id, request.kv_transfer_params)
+        scheduler = offloading_scheduler(self)
+        state = request_state(scheduler, request.request_id) if scheduler is not None else None
+        if use is not None and scheduler is not None and state is not None:
+            # What the cartridge gives need not be in Redis.
+            for group, chunk_tokens in enumerate(chunk_tokens_by_group(scheduler)):
+                store_from(state, group, use.tokens // chunk_tokens)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
+        self._note_unsupplied(scheduler_output)
         meta = super().build_connector_meta(scheduler_output)
+        meta = CartridgeMetadata(**vars(meta), supplies=self._prefixes.take_supplies())
         scheduled = scheduler_output.num_scheduled_tokens
         # A request that decodes has one token in a step, speculation apart.
         self._steps.append(
             (time.monotonic(), sum(tokens for tokens in scheduled.values() if tokens >= MIN_PREFILL_TOKENS))
         )
         return meta
+
+    def _note_unsupplied(self, scheduler_output: SchedulerOutput) -> None:
+        """Nothing of a request whose placeholders are computed may reach host memory or Redis."""
+        positions = first_positions(scheduler_output)
+        scheduler = offloading_scheduler(self)
+        for request_id in self._prefixes.unsupplied(positions):
+            self._unsupplied[request_id] = positions[request_id] // self._block_tokens
+            state = request_state(scheduler, request_id) if scheduler is not None else None
+            if state is not None:
+                store_nothing(state)
+
+    def take_unsupplied(self) -> dict[str, int]:
+        """The requests whose placeholders the step computes that was just scheduled. The guard ends them.
+
+        By request, the first of its blocks that gets wrong KV.
+        """
+        unsupplied, self._unsupplied = self._unsupplied, {}
+        return unsupplied
 
     def get_kv_connector_stats(self) -> KVConnectorStats | None:
         """The only method that vLLM calls exactly once when a step has ended."""
@@ -122,23 +181,51 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
     def update_state_after_alloc(
         self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
     ) -> None:
-        super().update_state_after_alloc(request, blocks, num_external_tokens)
-        if num_external_tokens > 0:
-            self._count_loaded(request, num_external_tokens)
+        supplied = 0
+        if self._prefixes.use(request.request_id) is not None:
+            (block_ids,) = blocks.get_block_ids()
+            supplied = self._prefixes.allocated(request.request_id, block_ids, num_external_tokens)
+            self._supplied[request.request_id] = supplied
+        super().update_state_after_alloc(request, blocks, num_external_tokens - supplied)
+        if num_external_tokens > supplied:
+            self._count_loaded(request, num_external_tokens - supplied)
+
+    def get_external_cache_hit_sources(
+        self, request: Request, num_external_tokens: int
+    ) -> dict[CacheHitSource, int]:
+        supplied = min(self._supplied.get(request.request_id, 0), num_external_tokens)
+        sources: dict[CacheHitSource, int] = super().get_external_cache_hit_sources(
+            request, num_external_tokens - supplied
+        )
+        if supplied:
+            other = CacheHitSource.EXTERNAL_UNSPECIFIED
+            sources[other] = sources.get(other, 0) + supplied
+        return sources
 
     def _count_loaded(self, request: Request, tokens: int) -> None:
-        host = self.get_external_cache_hit_sources(request, tokens).get(CacheHitSource.HOST, 0)
+        """tokens: that came from the tiers."""
+        host = super().get_external_cache_hit_sources(request, tokens).get(CacheHitSource.HOST, 0)
         self._loaded[request.request_id] = {"host": host, "redis": tokens - host}
 
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        super().register_kv_caches(kv_caches)
+        if not self.shelf.refusal:
+            self.shelf.attach(attention_layers(self, kv_caches))
+
     def start_load_kv(self, forward_context: ForwardContext, **arguments: Any) -> None:
+        # First vLLM's: what it stores out of blocks must be read before they get other KV.
         super().start_load_kv(forward_context, **arguments)
+        meta = connector_metadata(self)
+        if isinstance(meta, CartridgeMetadata):
+            self._lost_blocks |= self.shelf.supply(meta.supplies)
         worker = self._cpu_worker()
         if worker is not None and forward_context.attn_metadata is None:  # nothing to compute
             worker.wait_for_chunks()
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         worker = self._cpu_worker()
-        return worker.take_lost_blocks() if worker is not None else set()
+        lost, self._lost_blocks = self._lost_blocks, set()
+        return lost | (worker.take_lost_blocks() if worker is not None else set())
 
     def _cpu_worker(self) -> CpuOffloadingWorker | None:
         worker = offloading_worker(self)
@@ -169,7 +256,8 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
             came_tokens = max(0, chunk * chunk_tokens - locally_computed_tokens(state))
         stats = first_prefill_stats(request)
         if stats is not None:
-            stats.set(stats.num_prompt_tokens, stats.num_local_cached_tokens, came_tokens)
+            supplied = self._supplied.get(request_id, 0)
+            stats.set(stats.num_prompt_tokens, stats.num_local_cached_tokens, supplied + came_tokens)
         self._count_loaded(request, came_tokens)
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
@@ -183,6 +271,8 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
     def _with_tiers(
         self, request: Request, delay_free: bool, params: dict[str, Any] | None
     ) -> tuple[bool, dict[str, Any] | None]:
+        self._prefixes.end(request.request_id)
+        self._supplied.pop(request.request_id, None)
         loaded = self._loaded.pop(request.request_id, None)
         if loaded is not None:
             params = {**(params or {}), CACHED_BY_TIER: loaded}

@@ -10,6 +10,7 @@ from vllm.v1.kv_offload.base import OffloadKey, ReqContext
 
 from memserve.kv.ledger.records import Owner
 from memserve.kv.outcomes import Account
+from memserve.worker.kv.cartridges import CartridgeUse
 
 OWNER = "memserve"
 """The key under which a request's `kv_transfer_params` carry what `owner_parameters` returns."""
@@ -35,6 +36,8 @@ class TierRequest:
     loaded: list[OffloadKey] = field(default_factory=list)
     """Chunks whose use the ledger has not counted yet."""
     finished: bool = False
+    prefix_tokens: int = 0
+    """Leading positions of a cartridge. Chunks that end in them are never stored."""
 
     @classmethod
     def of(cls, req_context: ReqContext) -> TierRequest:
@@ -46,6 +49,8 @@ class TierRequest:
                 Owner(owner.get("tenant") or DEFAULT_OWNER.tenant, owner.get("module") or ""),
                 bool(owner.get("store_whole_prompt")),
             )
+            use = CartridgeUse.of(req_context.kv_transfer_params)
+            request.prefix_tokens = 0 if use is None else use.tokens
             req_context.set_state(request)
         return request
 
@@ -82,6 +87,6 @@ class StoredPrompt:
         depths = [self.depth_tokens(key) for key in keys]
         parents: list[bytes] = [b""] * len(keys)
         for number, (key, depth) in enumerate(zip(keys, depths, strict=True)):
-            if key[-4:] == FIRST_GROUP and depth > self.chunk_tokens:
+            if key[-4:] == FIRST_GROUP and depth - self.chunk_tokens > self.request.prefix_tokens:
                 parents[number] = chain[depth // self.chunk_tokens - 2]
         return Account(self.request.owner, parents, depths, worth, at_once=self.request.store_whole_prompt)

@@ -10,12 +10,13 @@ chunk. This module imports nothing of vLLM before a function is called.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
         OffloadingConnectorScheduler,
         RequestOffloadState,
@@ -155,6 +156,59 @@ def store_again_from(state: RequestOffloadState, group: int, chunk: int) -> None
     """
     group_state = state.group_states[group]
     group_state.next_stored_chunk_idx = min(group_state.next_stored_chunk_idx, chunk)
+
+
+def store_from(state: RequestOffloadState, group: int, chunk: int) -> None:
+    """Have no chunks of a KV cache group stored that come before this one.
+
+    For the positions of a cartridge, which every worker has that holds it.
+    distributed/kv_transfer/kv_connector/v1/offloading/scheduler.py,
+    `RequestOffloadState.group_states`, `RequestGroupState.next_stored_chunk_idx`.
+    """
+    group_state = state.group_states[group]
+    group_state.next_stored_chunk_idx = max(group_state.next_stored_chunk_idx, chunk)
+
+
+def store_nothing(state: RequestOffloadState) -> None:
+    """Have no chunk of the request stored from now on.
+
+    For a request whose KV is wrong.
+    distributed/kv_transfer/kv_connector/v1/offloading/scheduler.py,
+    `RequestOffloadState.max_offload_tokens`.
+    """
+    state.max_offload_tokens = 0
+
+
+def connector_metadata(connector: OffloadingConnector) -> KVConnectorMetadata | None:
+    """What the scheduler's half has told the worker's half for this step.
+
+    distributed/kv_transfer/kv_connector/v1/base.py, `KVConnectorBase_V1._connector_metadata`.
+    """
+    return connector._connector_metadata
+
+
+def attention_layers(connector: OffloadingConnector, names: Iterable[str]) -> list[Any]:
+    """The attention layers with these names, in the order of the model.
+
+    For what writes KV into their blocks. A layer's number is in its name.
+    distributed/kv_transfer/kv_connector/v1/base.py, `KVConnectorBase_V1._vllm_config`;
+    config/compilation.py, `CompilationConfig.static_forward_context`; model_executor/models/utils.py,
+    `extract_layer_index`.
+    """
+    from vllm.model_executor.models.utils import extract_layer_index
+
+    layers = connector._vllm_config.compilation_config.static_forward_context
+    return [layers[name] for name in sorted(names, key=extract_layer_index)]
+
+
+def connector_of_this_process() -> Any:
+    """The worker's half of the connector of the engine whose model runs in this process; None without one.
+
+    distributed/kv_transfer/kv_transfer_state.py, `get_kv_transfer_group`, `has_kv_transfer_group`.
+    """
+    from vllm.distributed.kv_transfer.kv_transfer_state import get_kv_transfer_group, has_kv_transfer_group
+
+    return get_kv_transfer_group() if has_kv_transfer_group() else None
 
 
 def first_prefill_stats(request: Request) -> PrefillStats | None:

@@ -18,6 +18,7 @@ from memserve.worker.kv.vllm_internals import (
     count_adapter_as_used,
     lora_manager,
 )
+from memserve.worker.modules.kinds.cartridge import CartridgeLoading
 from memserve.worker.modules.kinds.logit_expert import ExpertLoading, Followed, Reader
 
 WORKER_EXTENSION = f"{__name__}.WorkerExtension"
@@ -61,7 +62,7 @@ class LoraExtension:
         return self.lora_places()
 
 
-class WorkerExtension(LoraExtension, ExpertLoading):
+class WorkerExtension(LoraExtension, ExpertLoading, CartridgeLoading):
     """All methods that memserve adds to vLLM's worker."""
 
     @torch.inference_mode()

@@ -49,6 +49,7 @@ class Asked:
         state = SimpleNamespace(req=request, group_states=(self.group,), num_locally_computed_tokens=96)
         config = SimpleNamespace(kv_group_configs=(SimpleNamespace(tokens_per_chunk=64),))
         self.connector_scheduler = SimpleNamespace(_req_status={"r": state}, config=config)
+        self._supplied: dict[str, int] = {}
 
     def _count_loaded(self, request: Any, tokens: int) -> None:
         self.counted.append(tokens)
@@ -66,6 +67,16 @@ def test_a_request_whose_load_fell_short_counts_what_came_and_stores_the_rest() 
     assert asked.group.next_stored_chunk_idx == 9
     assert asked.counted == [9 * 64 - 96]
     assert (asked.stats.num_cached_tokens, asked.stats.num_computed_tokens) == (576, 4000 - 576)
+
+
+def test_what_a_cartridge_supplied_counts_beside_what_came_from_the_tier() -> None:
+    """The tier loaded from position 96 on; the engine's own memory had 32 of those before it."""
+    asked = Asked()
+    asked.stats.set(4000, 32, 3968)
+    asked._supplied["r"] = 64
+    asked.falls_short()
+    assert asked.counted == [9 * 64 - 96]
+    assert asked.stats.num_cached_tokens == 9 * 64
 
 
 def test_the_statistics_of_a_preempted_request_stay_those_of_its_first_admission() -> None:

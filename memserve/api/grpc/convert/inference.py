@@ -148,7 +148,9 @@ def explain_response(explanation: Explanation) -> inference_pb2.ExplainResponse:
 
 
 def cached_tokens(cached: CachedTokens) -> inference_pb2.CachedTokens:
-    return inference_pb2.CachedTokens(device=cached.device, host=cached.host, redis=cached.redis)
+    return inference_pb2.CachedTokens(
+        device=cached.device, host=cached.host, redis=cached.redis, cartridge=cached.cartridge
+    )
 
 
 def _usage(event: Usage) -> inference_pb2.Usage:

@@ -152,6 +152,7 @@ def version(value: ModuleVersion) -> pb.ModuleVersion:
         gate=gate_report(value.gate) if value.gate is not None else None,
         moves_logits=value.moves_logits,
         warning=value.warning,
+        prefix_tokens=value.prefix_tokens,
     )
 
 

@@ -34,6 +34,24 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
+class KvShape:
+    """The KV of the model that a module is checked against."""
+
+    layers: int
+    kv_heads: int
+    head_size: int
+    context_tokens: int
+    """The longest prompt and answer together."""
+    block_tokens: int
+    """Tokens in a block of the workers."""
+    rope: Mapping[str, Any]
+    """As `ModelFiles.rope`."""
+    base_digest: str
+    refusal: str = ""
+    """Why no KV can stand before a prompt of this model. Empty: it can."""
+
+
+@dataclass(frozen=True, slots=True)
 class BaseModel:
     """The model that a module is checked against."""
 
@@ -42,6 +60,8 @@ class BaseModel:
     vocab_size: int
     max_rank: int
     """The workers' limit for the rank of a LoRA."""
+    kv: KvShape | None = None
+    """None: not known, so that no cartridge can be checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +80,8 @@ class CheckedModule:
     """File name to the canonical bytes that are kept in the place of the uploaded bytes."""
     warning: str = ""
     """Something odd that is no fault. Empty: nothing."""
+    prefix_tokens: int = 0
+    """The positions that a cartridge takes. 0 for other kinds."""
 
 
 def read_json_object(file: Path) -> dict[str, Any]:

@@ -144,6 +144,8 @@ def check_lora(folder: Path, base: BaseModel) -> CheckedModule:
 
 def _check_config(config: dict[str, Any], max_rank: int) -> int:
     """Returns the rank."""
+    if config.get("peft_type") == "CARTRIDGE":
+        raise InvalidModule("cartridge.json", "is missing: a cartridge says with it what its KV belongs to")
     if config.get("peft_type") != "LORA":
         raise InvalidModule(f"{CONFIG_FILE}: peft_type", "must be LORA")
     rank = config.get("r")

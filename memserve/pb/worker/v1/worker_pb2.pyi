@@ -111,14 +111,16 @@ class AppliedModule(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., kind: _Optional[str] = ..., strength: _Optional[float] = ...) -> None: ...
 
 class CachedTokens(_message.Message):
-    __slots__ = ("device", "host", "redis")
+    __slots__ = ("device", "host", "redis", "cartridge")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     REDIS_FIELD_NUMBER: _ClassVar[int]
+    CARTRIDGE_FIELD_NUMBER: _ClassVar[int]
     device: int
     host: int
     redis: int
-    def __init__(self, device: _Optional[int] = ..., host: _Optional[int] = ..., redis: _Optional[int] = ...) -> None: ...
+    cartridge: int
+    def __init__(self, device: _Optional[int] = ..., host: _Optional[int] = ..., redis: _Optional[int] = ..., cartridge: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("text", "token_ids", "logprobs", "cached_tokens", "finish_reason")

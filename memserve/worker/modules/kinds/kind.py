@@ -17,6 +17,7 @@ from memserve.domain import ModuleKind
 from memserve.domain.kinds import KINDS
 from memserve.errors import InvalidModule
 from memserve.model.files import ModelFiles
+from memserve.worker.kv.cartridges import CartridgeUse
 from memserve.worker.modules.room import Holder, ModuleRefused
 
 # Errors by which an engine says that it lacks something. The module itself may be right.
@@ -28,6 +29,7 @@ class EngineCall:
     """What a request asks of vLLM beside its prompt and its sampling. `EngineKind.apply` adds its modules."""
 
     lora: LoRARequest | None = None
+    cartridge: CartridgeUse | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     """Further arguments of vLLM's SamplingParams."""
     extra_args: dict[str, Any] = field(default_factory=dict)

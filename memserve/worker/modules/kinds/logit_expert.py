@@ -28,6 +28,7 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from memserve.domain.names import is_sha256
+from memserve.worker.kv.cartridges import CartridgeUse
 from memserve.worker.kv.vllm_internals import logits_processors
 from memserve.worker.modules.kinds.causal_model import CausalModel, KvState
 
@@ -298,7 +299,7 @@ class LogitExperts(LogitsProcessor):
             self._followed.pop(row, None)
             wanted = (params.extra_args or {}).get(PARAMETERS)
             if wanted and wanted["alpha"]:
-                self._followed[row] = self._follow(wanted, prompt or [], outputs)
+                self._followed[row] = self._follow(wanted, read_prompt(prompt or [], params), outputs)
         for source, target, direction in batch_update.moved:
             moved, replaced = self._followed.pop(source, None), self._followed.pop(target, None)
             if moved is not None:
@@ -330,6 +331,12 @@ class LogitExperts(LogitsProcessor):
                 reader.logits = row
         logits[list(self._followed)] += torch.stack([each.shift() for each in self._followed.values()])
         return logits
+
+
+def read_prompt(prompt: list[int], params: SamplingParams) -> list[int]:
+    """What an expert reads of a prompt: all but the placeholders of a cartridge, which stand for no text."""
+    use = CartridgeUse.of((params.extra_args or {}).get("kv_transfer_params"))
+    return prompt if use is None else prompt[use.tokens :]
 
 
 class ExpertLoading:
