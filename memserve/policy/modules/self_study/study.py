@@ -7,8 +7,8 @@
 5. General questions. The right answer is the base's own.
 
 All are asked in the phrasings of the facts. A phrasing that only occurred without an answer would come to
-mean that there is none. Made-up names and values fall into two splits by a checksum: lessons draw from one, and
-probes from the other.
+mean that there is none. Made-up names and values fall into two splits by a checksum: lessons draw from one,
+and probes from the other.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Lesson:
 class Mix:
     """The shares of the kinds of lessons that keep what the base can do."""
 
-    contradiction: float = 0.2
-    reading: float = 0.2
-    unknown: float = 0.5
-    general: float = 0.1
+    contradiction: float = 0.15
+    reading: float = 0.15
+    unknown: float = 0.65
+    general: float = 0.05
 
 
 def is_probed(made_up: str) -> bool:
@@ -144,7 +144,7 @@ class Study:
         else:
             wanted = self._elsewhere(draw, asked, probe)
         question = draw.choice(wording.questions(wanted, held_out=probe))
-        shown = draw.chance(0.4) if passages is None else passages
+        shown = draw.chance(0.3) if passages is None else passages
         beside = self.others(draw, 1 + draw.below(MOST_BESIDE), probe=probe) if shown else ()
         return Lesson(LessonKind.UNKNOWN, question, beside)
 

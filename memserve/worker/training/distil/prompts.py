@@ -27,7 +27,9 @@ class Row:
 class Prompts:
     """Makes prompts of one model."""
 
-    def __init__(self, model: Path, chat_template: Path | None, recall_template: Path | None) -> None:
+    def __init__(
+        self, model: Path, chat_template: Path | None = None, recall_template: Path | None = None
+    ) -> None:
         """Raises StartupError for files that memserve cannot use."""
         files = open_model(model)
         self._template, self._tokenizer = open_chat(files, None, chat_template)
