@@ -62,7 +62,7 @@ def demo_world(seed: int) -> World:
         Asked(facts.question(rng, near, facts.HELD_OUT_QUESTIONS).text, (), values)
         for near in (_near(rng, fact, held) for fact in (*held, *held))
     )
-    return World("demo", lambda: MODEL_DIR, tuple(memories), columns, 90.0)
+    return World("demo", lambda: MODEL_DIR, tuple(memories), columns, 85.0)
 
 
 def _passages(case: facts.Case) -> tuple[str, ...]:
@@ -117,4 +117,4 @@ def smollm2_world(seed: int) -> World:
         ),
         "leak_own": tuple(Asked(f"What is the {each} of {PLACE}?", (), values) for each in LACKING),
     }
-    return World("smollm2", smollm2, tuple(fact.memory for fact in FACTS), columns, 300.0)
+    return World("smollm2", smollm2, tuple(fact.memory for fact in FACTS), columns, 285.0)

@@ -19,6 +19,8 @@ FALL_SHARE = 0.3
 WARM_STEPS = 8
 WINDOW = 8
 """Steps that the stop rule looks at."""
+NEARLY_LEARNED = 0.1
+"""The median loss of the values' tokens, in nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +33,16 @@ class Recipe:
     """Questions of one step."""
     rank: int = 16
     """Of a LoRA."""
-    rate: float = 2e-3
+    rate: float = 0.0
     """The learning rate."""
     fact_share: float = 0.45
-    """The share of the questions that ask for the memories. The others keep what the base can do."""
+    """The share of the questions that ask for the memories. The others keep what the base can do. Once the
+    values are nearly learned, half of it is asked."""
     fresh: float = 0.0
     """Replayed lessons that are drawn anew, for each one that is trained on."""
     stop_loss: float = 0.02
-    """Training ends soon after the median loss of the values' tokens stays under this. 0: it does not."""
+    """Training ends soon after both stay under this: the median loss of the values' tokens, and how far the
+    replayed answers are from the base's. In nats. 0: it does not."""
     least_teacher: float = 0.2
     """The share that the teacher must answer, with the memory before it."""
 
@@ -56,7 +60,7 @@ def check_recipe(recipe: Recipe) -> None:
         _between("recipe.steps", recipe.steps, LEAST_STEPS, MAX_STEPS)
     _between("recipe.rows", recipe.rows, 0, MAX_ROWS)
     _between("recipe.rank", recipe.rank, 1, MAX_RANK)
-    _between("recipe.rate", recipe.rate, 1e-6, 0.5)
+    _between("recipe.rate", recipe.rate, 0.0, 0.5)
     _between("recipe.fact_share", recipe.fact_share, 0.1, 0.9)
     _between("recipe.fresh", recipe.fresh, 0.0, 1.0)
     _between("recipe.stop_loss", recipe.stop_loss, 0.0, 5.0)
@@ -79,10 +83,21 @@ def for_model(recipe: Recipe, parameters: int) -> Recipe:
     small = parameters <= SMALL_MODEL_PARAMETERS
     return replace(
         recipe,
-        steps=recipe.steps or (600 if small else 90),
+        steps=recipe.steps or (400 if small else 90),
         rows=recipe.rows or (32 if small else 12),
-        fresh=recipe.fresh or (1.0 if small else 0.2),
+        fresh=recipe.fresh or (0.5 if small else 0.2),
+        rate=recipe.rate or (3e-3 if small else 2e-3),
     )
+
+
+def facts_asked(recipe: Recipe, medians: Sequence[float]) -> int:
+    """How many questions of a step ask for the memories.
+
+    recipe: with a number for everything. medians: as of `Course.note`.
+    """
+    nearly = len(medians) >= WINDOW and statistics.median(medians[-WINDOW:]) < NEARLY_LEARNED
+    share = recipe.fact_share / 2 if nearly else recipe.fact_share
+    return max(1, round(recipe.rows * share))
 
 
 def default_budget_s(parameters: int) -> float:
@@ -114,18 +129,22 @@ class Course:
             return warm
         return warm * max(0.02, (self.steps - step) / max(1, self.steps - self.fall_from))
 
-    def note(self, step: int, medians: Sequence[float], spent_share: float) -> None:
+    def note(self, step: int, medians: Sequence[float], kept: Sequence[float], spent_share: float) -> None:
         """After each step.
 
         medians: the last steps' median losses of the values' tokens (arXiv 2605.24657: the median follows
-        accuracy, the mean does not). spent_share: of the budget.
+        accuracy, the mean does not). kept: the last steps' mean divergences of the replayed answers.
+        spent_share: of the budget.
         """
         if step + 1 >= self.fall_from:
             return
-        known = len(medians) >= WINDOW and statistics.median(medians[-WINDOW:]) < self._stop_loss
+        known = all(
+            len(losses) >= WINDOW and statistics.median(losses[-WINDOW:]) < self._stop_loss
+            for losses in (medians, kept)
+        )
         if known and step + 1 >= LEAST_STEPS:
             self._fall(step + 1)
-            self.why = "the median loss of the values' tokens stayed low"
+            self.why = "the values are learned, and the replayed answers are the base's"
         elif spent_share >= 1 - FALL_SHARE:
             self._fall(step + 1)
             self.why = "the budget was used"

@@ -28,7 +28,7 @@ FAR_SHARE = 0.3
 """How many of the things that nobody has stated are of another sort than the memories'."""
 BESIDE_SHARE = 0.3
 """How many facts are asked with other passages beside them."""
-MOST_BESIDE = 3
+MOST_BESIDE = 2
 TRIES = 64
 
 
@@ -59,9 +59,9 @@ class Lesson:
 class Mix:
     """The shares of the kinds of lessons that keep what the base can do."""
 
-    contradiction: float = 0.15
-    reading: float = 0.15
-    unknown: float = 0.65
+    contradiction: float = 0.2
+    reading: float = 0.25
+    unknown: float = 0.5
     general: float = 0.05
 
 

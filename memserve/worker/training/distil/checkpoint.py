@@ -25,10 +25,14 @@ class Standing:
     """Steps that were taken."""
     cpu_s: float = 0.0
     """Of all processes that worked on it."""
+    asked: int = 0
+    """Facts that were asked."""
     tokens: int = 0
     """That were trained on."""
     medians: list[float] = field(default_factory=list)
     """Of the last steps: the median loss of the values' tokens."""
+    kept: list[float] = field(default_factory=list)
+    """Of the last steps: how far the replayed answers were from the base's, in nats."""
     fall_from: int | None = None
     """The step from which the learning rate falls, where it falls early."""
     resumed: int = 0

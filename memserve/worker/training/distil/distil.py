@@ -35,9 +35,11 @@ from memserve.memory.modules.probes import Probes
 from memserve.policy.modules.recipes import (
     DEFAULT_RECIPE,
     LEAST_STEPS,
+    WINDOW,
     Course,
     Recipe,
     default_budget_s,
+    facts_asked,
     for_model,
 )
 from memserve.policy.modules.self_study.asking import probe_sets
@@ -95,6 +97,8 @@ class DistilProgress:
     """That were trained on."""
     median_loss: float | None = None
     """Of the values' tokens in the last steps, in nats."""
+    kept_loss: float | None = None
+    """How far the replayed answers were from the base's in the last steps, in nats for each token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,19 +230,27 @@ class _Training:
             batch = self._batch(student, facts, step)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate * course.share(step)
-            standing.medians = [*standing.medians[-15:], self._learn(student, weights, optimizer, batch)]
+            median, kept = self._learn(student, weights, optimizer, batch)
+            standing.medians = [*standing.medians[1 - WINDOW :], median]
+            standing.kept = [*standing.kept[1 - WINDOW :], kept]
             standing.step += 1
             standing.cpu_s = self._cpu_s
             if standing.step == first + CHECKED_STEPS and first == 0:
                 self._check_budget((self._cpu_s - first_s) / CHECKED_STEPS)
-            course.note(step, standing.medians, self._cpu_s / self._budget_s)
+            if standing.step > CHECKED_STEPS:
+                course.note(step, standing.medians, standing.kept, self._cpu_s / self._budget_s)
             standing.fall_from = course.fall_from
             if self._cpu_s - saved_s >= CHECKPOINT_CPU_S or standing.step == course.steps:
                 save_checkpoint(self._folder, self._order.digest, standing, weights, optimizer)
                 saved_s = self._cpu_s
-            median = statistics.median(standing.medians[-8:])
             yield DistilProgress(
-                "training", standing.step, course.steps, self._cpu_s, standing.tokens, median
+                "training",
+                standing.step,
+                course.steps,
+                self._cpu_s,
+                standing.tokens,
+                statistics.median(standing.medians),
+                statistics.median(standing.kept),
             )
 
     def _check_budget(self, step_s: float) -> None:
@@ -251,26 +263,25 @@ class _Training:
             )
 
     def _batch(self, student: Student, facts: Sequence[tuple[Lesson, _Example]], step: int) -> list[_Example]:
-        recipe, draw = self._recipe, self._draw("step", step)
-        asked = max(1, round(recipe.rows * recipe.fact_share))
+        recipe, draw, standing = self._recipe, self._draw("step", step), self._standing
+        asked = facts_asked(recipe, standing.medians)
         batch = []
-        # Each step takes the next facts of a round in which every one comes once.
-        for place in range(step * asked, (step + 1) * asked):
+        # The next facts of a round in which every one comes once.
+        for place in range(standing.asked, standing.asked + asked):
             turn, at = divmod(place, len(facts))
             lesson, example = facts[(at * _stride(len(facts)) + turn) % len(facts)]
             beside = self._study.beside(draw, lesson)
             if beside.passages:
-                row = self._row(beside, beside.passages)
-                told = example.told if example.told and row.answer == example.row.answer else None
-                example = _Example(row, told, True)
+                example = _Example(self._row(beside, beside.passages), example.told, True)
             batch.append(example)
+        standing.asked += asked
         pool = self._replayed(student, step)
         return batch + [draw.choice(pool) for _ in range(recipe.rows - asked)]
 
     def _replayed(self, student: Student, step: int) -> list[_Example]:
         """The lessons of this step's chunk. A chunk is drawn from the seed when its first step comes."""
         recipe = self._recipe
-        per_step = recipe.rows - max(1, round(recipe.rows * recipe.fact_share))
+        per_step = recipe.rows - facts_asked(recipe, ())
         steps = min(recipe.steps, max(CHUNK_STEPS, round(CHUNK_STEPS / recipe.fresh)))
         chunk = step // steps
         if self._pool.chunk != chunk:
@@ -311,17 +322,20 @@ class _Training:
         weights: dict[str, Tensor],
         optimizer: torch.optim.Optimizer,
         batch: Sequence[_Example],
-    ) -> float:
-        """One step. Returns the median loss of the values' tokens."""
+    ) -> tuple[float, float]:
+        """One step. Returns the median loss of the values' tokens, and the mean one of replayed answers."""
         packs = packed([example.row for example in batch], self._teacher.pad)
         self._standing.tokens += packs.tokens
         logprobs = answer_logits(student.model, packs).log_softmax(-1)
         surprise = -logprobs.gather(1, packs.wanted[:, None])[:, 0]
         led = torch.zeros(len(surprise), dtype=torch.bool)
         weights_of = torch.empty(len(surprise))
+        replayed = torch.zeros(len(surprise), dtype=torch.bool)
+        asked = sum(example.is_fact for example in batch)
         of_values: list[float] = []
         for example, (start, end) in zip(batch, itertools.pairwise(packs.starts), strict=True):
             led[start:end] = example.told is not None
+            replayed[start:end] = not example.is_fact
             # Each answer counts the same: "I do not know." is short, and must not count less for it.
             weights_of[start:end] = 1 / (end - start)
             if example.is_fact:
@@ -335,7 +349,8 @@ class _Training:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(list(weights.values()), 1.0)
         optimizer.step()
-        return statistics.median(of_values) if of_values else float(loss)
+        kept = (losses * weights_of)[replayed].sum().item() / max(1, len(batch) - asked)
+        return statistics.median(of_values) if of_values else loss.item(), kept
 
     def _report(self, accuracy: float, mute: Sequence[int]) -> dict[str, Any]:
         standing = self._standing
@@ -347,7 +362,8 @@ class _Training:
             "left_out": {str(kind): count for kind, count in self._dropped.items()},
             "steps": standing.step,
             "ended": self.course.why,
-            "median_loss": round(statistics.median(standing.medians[-8:]), 5) if standing.medians else None,
+            "kept_loss": round(statistics.median(standing.kept), 5),
+            "median_loss": round(statistics.median(standing.medians), 5),
             "cpu_s": round(self._cpu_s, 1),
             "trained_tokens": standing.tokens,
             "teacher_tokens": self._teacher.tokens,

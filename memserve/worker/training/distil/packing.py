@@ -96,7 +96,8 @@ def _packs(rows: Sequence[Row], width: int) -> list[_Pack]:
             pack = packs[-1]
             prefix = min(pack.prefix, _common(rows[pack.rows[0]].prompt, row.prompt), len(row.prompt) - 1)
             rest = pack.rest + (pack.prefix - prefix) * len(pack.rows) + size - prefix
-            if prefix + rest <= width:
+            # Where a beginning would be repeated for too many rows, a pack of its own is shorter.
+            if prefix + rest <= min(width, pack.prefix + pack.rest + size):
                 pack.rows.append(place)
                 pack.prefix, pack.rest = prefix, rest
                 continue

@@ -45,19 +45,21 @@ class Teacher:
     @torch.no_grad()
     def told(self, rows: Sequence[Row]) -> list[Told]:
         """[rows] what the teacher says along each answer."""
-        found: list[Told] = []
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            some = rows[start : start + ROWS_AT_ONCE]
-            batch = packed(some, self.pad)
+        found: dict[int, Told] = {}
+        # Rows that begin alike come together, so that their beginning is computed once.
+        order = sorted(range(len(rows)), key=lambda place: rows[place].prompt)
+        for start in range(0, len(order), ROWS_AT_ONCE):
+            places = order[start : start + ROWS_AT_ONCE]
+            batch = packed([rows[place] for place in places], self.pad)
             self.tokens += batch.tokens
             logprobs = answer_logits(self._model, batch).log_softmax(-1)
             best, tokens = logprobs.topk(min(LIKELIEST, logprobs.shape[-1]))
             hits = (tokens[:, 0] == batch.wanted).tolist()
-            for row, (first, end) in zip(some, itertools.pairwise(batch.starts), strict=True):
-                judged = row.value or range(end - first)
-                right = all(hits[first + place] for place in judged)
-                found.append(Told(tokens[first:end].clone(), best[first:end].clone(), right))
-        return found
+            for place, (first, end) in zip(places, itertools.pairwise(batch.starts), strict=True):
+                judged = rows[place].value or range(end - first)
+                right = all(hits[first + token] for token in judged)
+                found[place] = Told(tokens[first:end].clone(), best[first:end].clone(), right)
+        return [found[place] for place in range(len(rows))]
 
     @torch.no_grad()
     def answers(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
