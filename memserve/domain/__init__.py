@@ -19,6 +19,7 @@ from memserve.domain.answers import (
     TextDelta,
     Usage,
 )
+from memserve.domain.distilling import DEFAULT_RECIPE, DistilPlan, DistilProgress, LeftOut, Recipe
 from memserve.domain.kept import (
     AnswerExplanation,
     KeptAnswer,
@@ -98,12 +99,15 @@ from memserve.domain.tenants import KeyRole, Priority, Tenant, TokenFault
 from memserve.domain.workers import WorkerLease
 
 __all__ = [
+    "DEFAULT_RECIPE",
     "Alias",
     "AliasChange",
     "AnswerExplanation",
     "AuditEvent",
     "CacheLayout",
     "CachedTokens",
+    "DistilPlan",
+    "DistilProgress",
     "DocumentReport",
     "ErasedPlace",
     "ExcludedWorker",
@@ -127,6 +131,7 @@ __all__ = [
     "KeptPrompt",
     "KeyRole",
     "LeaveOneOut",
+    "LeftOut",
     "Link",
     "LinkKind",
     "Memory",
@@ -157,6 +162,7 @@ __all__ = [
     "RecallPart",
     "RecallPreview",
     "RecallSource",
+    "Recipe",
     "RecordedOutcome",
     "RefusalReason",
     "ReindexProgress",

@@ -16,8 +16,8 @@ from typing import Any
 
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.modules.distil.worlds import Asked, World, demo_world, smollm2_world
+from memserve.domain import Recipe
 from memserve.policy.modules.gate import Match, right
-from memserve.policy.modules.recipes import Recipe
 from memserve.worker.training.distil.distil import Distilled, DistilOrder, distil
 from memserve.worker.training.distil.prompts import Prompts
 from memserve.worker.training.distil.teacher import Teacher
@@ -61,9 +61,9 @@ def measure(world: World, seed: int, recipe: Recipe) -> dict[str, Any]:
         for event in distil(order, folder):
             if isinstance(event, Distilled):
                 files, training = event.files, event.report
-            elif event.stage != "training" or event.step % 25 == 0:
+            elif event.stage != "training" or event.done % 25 == 0:
                 loss = "" if event.median_loss is None else f", median loss {event.median_loss:.3f}"
-                report(f"{world.name}: {event.stage} {event.step}/{event.steps}, {event.cpu_s:.0f} s{loss}")
+                report(f"{world.name}: {event.stage} {event.done}/{event.total}, {event.cpu_s:.0f} s{loss}")
         for name, content in files.items():
             (folder / name).write_bytes(content)
         base: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()

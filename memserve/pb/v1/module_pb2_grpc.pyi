@@ -30,6 +30,7 @@ class ModuleServiceStub(Untyped):
     UnloadModule: Any
     GetResidency: Any
     ComposeModule: Any
+    DistilModule: Any
     WatchModules: Any
     ListAuditEvents: Any
     ReleaseAudit: Any
@@ -56,6 +57,7 @@ class ModuleServiceSyncStub(ModuleServiceStub):
     UnloadModule: grpc.UnaryUnaryMultiCallable[module_pb2.UnloadModuleRequest, module_pb2.UnloadModuleResponse]
     GetResidency: grpc.UnaryUnaryMultiCallable[module_pb2.GetResidencyRequest, module_pb2.GetResidencyResponse]
     ComposeModule: grpc.UnaryStreamMultiCallable[module_pb2.ComposeModuleRequest, module_pb2.ComposeModuleResponse]
+    DistilModule: grpc.UnaryStreamMultiCallable[module_pb2.DistilModuleRequest, module_pb2.DistilModuleResponse]
     WatchModules: grpc.UnaryStreamMultiCallable[module_pb2.WatchModulesRequest, module_pb2.WatchModulesResponse]
     ListAuditEvents: grpc.UnaryUnaryMultiCallable[module_pb2.ListAuditEventsRequest, module_pb2.ListAuditEventsResponse]
     ReleaseAudit: grpc.UnaryUnaryMultiCallable[module_pb2.ReleaseAuditRequest, module_pb2.ReleaseAuditResponse]
@@ -78,6 +80,7 @@ class ModuleServiceAsyncStub(ModuleServiceStub):
     UnloadModule: grpc.aio.UnaryUnaryMultiCallable[module_pb2.UnloadModuleRequest, module_pb2.UnloadModuleResponse]
     GetResidency: grpc.aio.UnaryUnaryMultiCallable[module_pb2.GetResidencyRequest, module_pb2.GetResidencyResponse]
     ComposeModule: grpc.aio.UnaryStreamMultiCallable[module_pb2.ComposeModuleRequest, module_pb2.ComposeModuleResponse]
+    DistilModule: grpc.aio.UnaryStreamMultiCallable[module_pb2.DistilModuleRequest, module_pb2.DistilModuleResponse]
     WatchModules: grpc.aio.UnaryStreamMultiCallable[module_pb2.WatchModulesRequest, module_pb2.WatchModulesResponse]
     ListAuditEvents: grpc.aio.UnaryUnaryMultiCallable[module_pb2.ListAuditEventsRequest, module_pb2.ListAuditEventsResponse]
     ReleaseAudit: grpc.aio.UnaryUnaryMultiCallable[module_pb2.ReleaseAuditRequest, module_pb2.ReleaseAuditResponse]
@@ -100,6 +103,7 @@ class ModuleServiceServicer:
     def UnloadModule(self, request, context): ...
     def GetResidency(self, request, context): ...
     def ComposeModule(self, request, context): ...
+    def DistilModule(self, request, context): ...
     def WatchModules(self, request, context): ...
     def ListAuditEvents(self, request, context): ...
     def ReleaseAudit(self, request, context): ...

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
+from memserve.domain import Recipe
 from memserve.errors import InvalidField
 
 SMALL_MODEL_PARAMETERS = 20_000_000
@@ -21,36 +22,6 @@ WINDOW = 8
 """Steps that the stop rule looks at."""
 NEARLY_LEARNED = 0.1
 """The median loss of the values' tokens, in nats."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """0: what suits the served model's size."""
-
-    steps: int = 0
-    """At most so many. The stop rule and the budget end training earlier."""
-    rows: int = 0
-    """Questions of one step."""
-    rank: int = 16
-    """Of a LoRA."""
-    rate: float = 0.0
-    """The learning rate."""
-    fact_share: float = 0.45
-    """The share of the questions that ask for the memories. The others keep what the base can do. Once the
-    values are nearly learned, half of it is asked."""
-    fresh: float = 0.0
-    """Replayed lessons that are drawn anew, for each one that is trained on."""
-    stop_loss: float = 0.02
-    """Training ends soon after both stay under this: the median loss of the values' tokens, and how far the
-    replayed answers are from the base's. In nats. 0: it does not."""
-    least_teacher: float = 0.2
-    """The share that the teacher must answer, with the memory before it."""
-
-    def as_dict(self) -> dict[str, float | int]:
-        return asdict(self)
-
-
-DEFAULT_RECIPE = Recipe()
 
 
 def check_recipe(recipe: Recipe) -> None:

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from memserve.domain.distilling import LeftOut
 from memserve.domain.memories import (
     FindingKind,
     LinkKind,
@@ -32,16 +33,6 @@ COMPARED_OVERLAP = 0.6
 """Two memories with fewer common words are not compared."""
 NAMED = 4
 """Pairs that an error names."""
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A memory that is not distilled."""
-
-    namespace: str
-    memory_id: str
-    reason: str
-    """One line for a person."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from memserve.domain import DEFAULT_RECIPE
 from memserve.errors import InvalidField
 from memserve.policy.modules.recipes import (
-    DEFAULT_RECIPE,
     LEAST_STEPS,
     Course,
     check_budget,

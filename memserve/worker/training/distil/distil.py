@@ -28,16 +28,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memserve.domain import ModuleKind
+from memserve.domain import DEFAULT_RECIPE, DistilProgress, ModuleKind, Recipe
 from memserve.errors import InvalidField
 from memserve.memory.modules.kinds.table import PROBES_FILE
 from memserve.memory.modules.probes import Probes
 from memserve.policy.modules.recipes import (
-    DEFAULT_RECIPE,
     LEAST_STEPS,
     WINDOW,
     Course,
-    Recipe,
     default_budget_s,
     facts_asked,
     for_model,
@@ -82,23 +80,6 @@ class DistilOrder:
         """Of all that decides about the result."""
         facts = [self.base_digest, list(self.texts), str(self.kind), asdict(self.recipe), self.seed]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class DistilProgress:
-    """How far it is."""
-
-    stage: str
-    """`reading`, `teaching`, `training` or `writing`."""
-    step: int
-    steps: int
-    cpu_s: float
-    tokens: int
-    """That were trained on."""
-    median_loss: float | None = None
-    """Of the values' tokens in the last steps, in nats."""
-    kept_loss: float | None = None
-    """How far the replayed answers were from the base's in the last steps, in nats for each token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +231,6 @@ class _Training:
                 self._cpu_s,
                 standing.tokens,
                 statistics.median(standing.medians),
-                statistics.median(standing.kept),
             )
 
     def _check_budget(self, step_s: float) -> None:

@@ -14,8 +14,9 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from memserve.domain import DistilProgress
 from memserve.errors import InvalidField, InvalidModule, MemserveError
-from memserve.worker.training.distil.distil import Distilled, DistilOrder, DistilProgress, distil
+from memserve.worker.training.distil.distil import Distilled, DistilOrder, distil
 
 log = logging.getLogger("memserve.worker")
 
@@ -61,7 +62,7 @@ async def distil_in_ray(order: DistilOrder, root: Path) -> AsyncGenerator[Distil
             async with contextlib.aclosing(_task(order, folder)) as events:
                 async for event in events:
                     if isinstance(event, DistilProgress):
-                        step = max(step, event.step)
+                        step = max(step, event.done)
                     yield event
             # The caller has the result.
             shutil.rmtree(folder, ignore_errors=True)

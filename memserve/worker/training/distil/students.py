@@ -10,10 +10,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from memserve.domain import ModuleKind
+from memserve.domain import ModuleKind, Recipe
 from memserve.memory.modules.kinds.files import canonical_json
 from memserve.memory.modules.kinds.lora import CONFIG_FILE, WEIGHTS_FILE
-from memserve.policy.modules.recipes import Recipe
 
 _TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

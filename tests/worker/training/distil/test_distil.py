@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import load
 
 from memserve.demo import MODEL_DIR
+from memserve.domain import DistilProgress, Recipe
 from memserve.errors import InvalidField
 from memserve.memory.modules.kinds.files import BaseModel
 from memserve.memory.modules.kinds.lora import WEIGHTS_FILE, check_lora
 from memserve.memory.modules.probes import parse_probes
 from memserve.model.files import open_model
-from memserve.policy.modules.recipes import Recipe
 from memserve.worker.training.distil import checkpoint
 from memserve.worker.training.distil import distil as distilling
-from memserve.worker.training.distil.distil import Distilled, DistilOrder, DistilProgress, distil
+from memserve.worker.training.distil.distil import Distilled, DistilOrder, distil
 
 TEXTS = (
     "The captain of Winter Osprey is Bella Engel.",
@@ -55,7 +55,7 @@ def test_the_result_is_a_lora_with_probes_and_a_report(
         "recall", "forgetting", "abstention", "override", "leak",
     ]  # fmt: skip
     assert [each.stage for each in progress][:2] == ["reading", "teaching"]
-    assert [each.step for each in progress if each.stage == "training"] == list(range(1, 21))
+    assert [each.done for each in progress if each.stage == "training"] == list(range(1, 21))
     assert (result.report["readings"], result.report["steps"]) == (4, 20)
     assert result.report["without_question"] == [4]
     assert result.report["teacher_share"] > 0.9
@@ -71,12 +71,12 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bytes(
 ) -> None:
     monkeypatch.setattr(distilling, "CHECKPOINT_CPU_S", 0.0)
     for event in distil(ORDER, tmp_path):
-        if isinstance(event, DistilProgress) and event.step == 11:
+        if isinstance(event, DistilProgress) and event.done == 11:
             break
     (tmp_path / f"{checkpoint.FILE}.partial").write_bytes(b"killed while it wrote")
     progress, result = run(ORDER, tmp_path)
     first = next(each for each in progress if each.stage == "training")
-    assert first.step in (11, 12)
+    assert first.done in (11, 12)
     assert result.report["resumed"] == 1
     again, once = load(result.files[WEIGHTS_FILE]), load(whole[1].files[WEIGHTS_FILE])
     assert all(again[name].equal(once[name]) for name in once)
