@@ -19,7 +19,14 @@ from memserve.domain.answers import (
     TextDelta,
     Usage,
 )
-from memserve.domain.distilling import DEFAULT_RECIPE, DistilPlan, DistilProgress, LeftOut, Recipe
+from memserve.domain.distilling import (
+    DEFAULT_RECIPE,
+    DistilChoice,
+    DistilPlan,
+    DistilProgress,
+    LeftOut,
+    Recipe,
+)
 from memserve.domain.kept import (
     AnswerExplanation,
     KeptAnswer,
@@ -106,6 +113,7 @@ __all__ = [
     "AuditEvent",
     "CacheLayout",
     "CachedTokens",
+    "DistilChoice",
     "DistilPlan",
     "DistilProgress",
     "DocumentReport",

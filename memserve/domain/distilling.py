@@ -33,6 +33,19 @@ DEFAULT_RECIPE = Recipe()
 
 
 @dataclass(frozen=True, slots=True)
+class DistilChoice:
+    """Which memories to distil: those of namespaces, and single ones."""
+
+    namespaces: tuple[str, ...] = ()
+    filter: str = ""
+    """An expression that a memory of the namespaces must fulfil."""
+    document_ids: tuple[str, ...] = ()
+    """Only memories of these documents. Empty: all of the namespaces'."""
+    memories: tuple[tuple[str, str], ...] = ()
+    """Namespaces and ids."""
+
+
+@dataclass(frozen=True, slots=True)
 class LeftOut:
     """A memory that is not distilled."""
 

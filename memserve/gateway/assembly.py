@@ -27,8 +27,10 @@ from memserve.gateway.leave_one_out import LeavingOneOut
 from memserve.gateway.live import LiveRequests
 from memserve.gateway.module_fit import ModuleFits
 from memserve.gateway.modules.canary import CanaryWatch
+from memserve.gateway.modules.chosen_memories import ChosenMemories
 from memserve.gateway.modules.composition import ModuleComposition
 from memserve.gateway.modules.deletion import ModuleDeletion
+from memserve.gateway.modules.distillation import ModuleDistillation
 from memserve.gateway.modules.gate import Gate
 from memserve.gateway.modules.gatekeeper import Gatekeeper
 from memserve.gateway.modules.lifecycle import ModuleLifecycle
@@ -137,6 +139,7 @@ class GatewayServices:
     lifecycle: ModuleLifecycle
     deletion: ModuleDeletion
     composition: ModuleComposition
+    distillation: ModuleDistillation
     canaries: CanaryWatch
     warm_pinned: WarmPinned
     explanations: AnswerExplanations
@@ -260,6 +263,15 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         lifecycle=ModuleLifecycle(memory, gatekeeper, placement, parts.background),
         deletion=ModuleDeletion(memory, parts.activation, placement, uses, parts.background),
         composition=ModuleComposition(memory, pool, trial),
+        distillation=ModuleDistillation(
+            memory,
+            ChosenMemories(parts.texts, parts.tokenizing),
+            pool,
+            trial,
+            gatekeeper,
+            parts.layout,
+            parts.background,
+        ),
         canaries=CanaryWatch(
             memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
         ),

@@ -22,7 +22,15 @@ from typing import cast
 
 import pytest
 
-from memserve.domain import FinishReason, ModuleKind, ModulePlace, Priority, RefusalReason, Sampling
+from memserve.domain import (
+    DEFAULT_RECIPE,
+    FinishReason,
+    ModuleKind,
+    ModulePlace,
+    Priority,
+    RefusalReason,
+    Sampling,
+)
 from memserve.domain.worker_calls import (
     AnswerPart,
     AppliedModule,
@@ -32,6 +40,7 @@ from memserve.domain.worker_calls import (
     ComposeProgress,
     ComposeRecipe,
     CompositionRequest,
+    DistillationRequest,
     HeldBlocks,
     WorkerCalls,
     WorkerDied,
@@ -277,6 +286,11 @@ async def a_composition_is_its_progress_then_its_files_then_its_recipe(worker: C
     await refused(anext(unknown))
 
 
+async def a_kind_that_cannot_be_distilled_is_a_wrong_request(worker: ContractWorker) -> None:
+    request = DistillationRequest(ModuleKind.LOGIT_EXPERT, ("The code of the mill is 4821.",), DEFAULT_RECIPE)
+    await refused(anext(worker.calls.distil(request, TIMEOUT_S)), WrongRequest)
+
+
 async def a_watch_starts_with_a_reset_and_a_state(worker: ContractWorker) -> None:
     async with worker.watching() as events:
         first = await reset(events)
@@ -356,6 +370,7 @@ CLAUSES: Sequence[Clause] = (
     an_unknown_module_or_kind_is_not_loaded,
     the_canary_prompts_feel_the_module,
     a_composition_is_its_progress_then_its_files_then_its_recipe,
+    a_kind_that_cannot_be_distilled_is_a_wrong_request,
     a_watch_starts_with_a_reset_and_a_state,
     a_watch_follows_what_is_stored,
     the_leading_blocks_of_a_prompt_are_counted,

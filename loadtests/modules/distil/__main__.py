@@ -1,8 +1,8 @@
 """Memories distilled into a LoRA: what it knows, what it forgets, what it leaks, and what it costs.
 
 24 facts of invented things are distilled by one plain call, on one thread. Then base and module are asked
-with transformers what the self-study did not hold: questions in held-out phrasings and in a person's own words,
-passages to read, passages that contradict the module, general knowledge, and things that no memory names.
+with transformers what the self-study did not hold: questions in held-out phrasings and in a person's own
+words, passages to read, passages that contradict the module, general knowledge, and things that no memory names.
 `--quick`: the demo model alone. Without it SmolLM2-135M-Instruct too, which takes some ten minutes.
 """
 
@@ -18,7 +18,8 @@ from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.modules.distil.worlds import Asked, World, demo_world, smollm2_world
 from memserve.domain import Recipe
 from memserve.policy.modules.gate import Match, right
-from memserve.worker.training.distil.distil import Distilled, DistilOrder, distil
+from memserve.worker.training.distil.distil import distil
+from memserve.worker.training.distil.order import Distilled, DistilOrder
 from memserve.worker.training.distil.prompts import Prompts
 from memserve.worker.training.distil.teacher import Teacher
 

@@ -64,13 +64,20 @@ def select(histories: Sequence[MemoryHistory], now_s: float, chains: Mapping[str
             "memories",
             f"from {LEAST_MEMORIES} to {MOST_MEMORIES} can be distilled, not {len(chosen)}{why}",
         )
-    size = sum(len(memory.text.encode()) for memory in chosen)
-    if size > MOST_BYTES:
-        raise InvalidField("memories", f"have {size} bytes, at most {MOST_BYTES} can be distilled")
+    check_texts([memory.text for memory in chosen])
     if pairs := list(itertools.islice(contradictions(chosen), NAMED)):
         named = ", ".join(f"{first.memory_id} and {second.memory_id}" for first, second in pairs)
         raise InvalidField("memories", f"contradict each other: {named}; forget or supersede one of each")
     return Selection(tuple(chosen), tuple(left_out))
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raises InvalidField for more, or longer, texts than can be distilled."""
+    size = sum(len(text.encode()) for text in texts)
+    if not 1 <= len(texts) <= MOST_MEMORIES or size > MOST_BYTES:
+        raise InvalidField(
+            "memories", f"are {len(texts)} of {size} bytes, at most {MOST_MEMORIES} of {MOST_BYTES}"
+        )
 
 
 def _unfit(history: MemoryHistory, now_s: float, superseded: int) -> str:

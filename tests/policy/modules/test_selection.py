@@ -105,7 +105,7 @@ def test_too_few_too_many_and_too_long_memories_are_refused() -> None:
     with pytest.raises(InvalidField, match="not 513"):
         select(many, NOW_S, {})
     long = [history(memory(place, f"{place} " * 1500)) for place in range(100)]
-    with pytest.raises(InvalidField, match="bytes, at most"):
+    with pytest.raises(InvalidField, match="bytes, at most 512 of 262144"):
         select(long, NOW_S, {})
     too_long = select([*town(), history(memory(9, "x" * (selection.MOST_TEXT_BYTES + 1)))], NOW_S, {})
     assert too_long.left_out[0].reason == "is longer than 8192 bytes"

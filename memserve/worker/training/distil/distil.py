@@ -13,22 +13,20 @@ drawn again from the seed when a killed training goes on.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 import random
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from memserve.domain import DEFAULT_RECIPE, DistilProgress, ModuleKind, Recipe
+from memserve.domain import DistilProgress
 from memserve.errors import InvalidField
 from memserve.memory.modules.kinds.table import PROBES_FILE
 from memserve.memory.modules.probes import Probes
@@ -45,6 +43,7 @@ from memserve.policy.modules.self_study.draw import Draw
 from memserve.policy.modules.self_study.readings import Reading, readings_of
 from memserve.policy.modules.self_study.study import Lesson, LessonKind, Mix, Study
 from memserve.worker.training.distil.checkpoint import Standing, load_checkpoint, save_checkpoint
+from memserve.worker.training.distil.order import Distilled, DistilOrder
 from memserve.worker.training.distil.packing import packed
 from memserve.worker.training.distil.prompts import Prompts, Row
 from memserve.worker.training.distil.students import STUDENTS, Student
@@ -57,39 +56,6 @@ CHUNK_STEPS = 40
 CHECKPOINT_CPU_S = 10.0
 CHECKED_STEPS = 4
 """After so many steps it is known what a step costs, and whether the budget can do."""
-
-
-@dataclass(frozen=True, slots=True)
-class DistilOrder:
-    """What is distilled into what."""
-
-    model: Path
-    texts: tuple[str, ...]
-    """Of the memories, each by itself."""
-    kind: ModuleKind = ModuleKind.LORA
-    recipe: Recipe = DEFAULT_RECIPE
-    seed: int = 0
-    budget_s: float = 0.0
-    """Processor seconds. 0: what suits the model's size."""
-    chat_template: Path | None = None
-    recall_template: Path | None = None
-    base_digest: str = ""
-
-    @property
-    def digest(self) -> str:
-        """Of all that decides about the result."""
-        facts = [self.base_digest, list(self.texts), str(self.kind), asdict(self.recipe), self.seed]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Distilled:
-    """The module."""
-
-    files: dict[str, bytes]
-    """By name, with probes.json."""
-    report: dict[str, Any]
-    """What was trained on and what it cost, as JSON's values."""
 
 
 @dataclass(frozen=True, slots=True)

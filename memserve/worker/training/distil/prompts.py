@@ -9,7 +9,7 @@ from pathlib import Path
 from memserve.domain import Memory, Message, Role, ScoredMemory
 from memserve.model.chat import open_chat
 from memserve.model.files import json_object, open_model
-from memserve.model.recall_template import open_recall_template
+from memserve.model.recall_template import RecallTemplate, open_recall_template
 from memserve.policy.recall.prompt import arrange
 
 
@@ -27,13 +27,17 @@ class Row:
 class Prompts:
     """Makes prompts of one model."""
 
-    def __init__(
-        self, model: Path, chat_template: Path | None = None, recall_template: Path | None = None
-    ) -> None:
-        """Raises StartupError for files that memserve cannot use."""
+    def __init__(self, model: Path, chat_template: Path | None = None, recall_template: str = "") -> None:
+        """recall_template: the source of another one than the model's.
+
+        Raises StartupError for files that memserve cannot use."""
         files = open_model(model)
         self._template, self._tokenizer = open_chat(files, None, chat_template)
-        self._recall = open_recall_template(model, recall_template)
+        self._recall = (
+            RecallTemplate(recall_template, "the deployment's template of passages", "setting")
+            if recall_template
+            else open_recall_template(model, None)
+        )
         self.end_ids = _end_ids(model, files.config)
 
     def prompt(self, question: str, passages: Sequence[str] = ()) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from memserve.domain import DistilProgress
 from memserve.errors import InvalidField, InvalidModule, MemserveError
-from memserve.worker.training.distil.distil import Distilled, DistilOrder, distil
+from memserve.worker.training.distil.order import Distilled, DistilOrder
 
 log = logging.getLogger("memserve.worker")
 
@@ -103,6 +103,8 @@ async def _task(order: DistilOrder, folder: Path) -> AsyncGenerator[DistilProgre
 
 def _distil(order: DistilOrder, folder: Path) -> Iterator[DistilProgress | Distilled | _Refusal]:
     os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+    from memserve.worker.training.distil.distil import distil
+
     try:
         yield from distil(order, folder)
     except (InvalidField, InvalidModule) as refusal:

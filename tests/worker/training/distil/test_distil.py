@@ -18,7 +18,8 @@ from memserve.memory.modules.probes import parse_probes
 from memserve.model.files import open_model
 from memserve.worker.training.distil import checkpoint
 from memserve.worker.training.distil import distil as distilling
-from memserve.worker.training.distil.distil import Distilled, DistilOrder, distil
+from memserve.worker.training.distil.distil import distil
+from memserve.worker.training.distil.order import Distilled, DistilOrder
 
 TEXTS = (
     "The captain of Winter Osprey is Bella Engel.",
