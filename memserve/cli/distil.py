@@ -92,13 +92,14 @@ def distil(
 ) -> None:
     """Distil memories into a candidate version, with its gate report. Nothing is promoted.
 
-    The job goes on when this command ends. The same command watches it, or goes on from its checkpoint.
+    The job goes on when this command ends. The same command then watches it, or
+    goes on from its checkpoint.
 
     Example: `memserve modules distil handbook --namespace town --dry-run`
     """
     if stop:
         call.client.modules.stop_distil(name)
-        call.show({"module": name, "stopped": True}, text=Text(f"stopped the distillation of {plain(name)}"))
+        call.show({"module": name, "stopped": True}, text=Text(plain(f"{name}: stopped")))
         return
     kind = kind_of_name(options.kind)
     if dry_run:
@@ -125,9 +126,8 @@ def distil(
             progress=tell,
         )
     if version is None:
-        call.show(
-            {"module": name, "stopped": True}, text=Text(f"{plain(name)}: the distillation was stopped")
-        )
+        ended = {"module": name, "stopped": True}
+        call.show(ended, text=Text(f"{plain(name)}: the distillation was stopped"))
         return
     call.show(version, text=version_text(version))
 

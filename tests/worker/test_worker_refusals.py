@@ -30,8 +30,8 @@ with warnings.catch_warnings():
     from memserve.worker.modules.room import ModuleRefused, Places
     from memserve.worker.pace import AnswerPace
     from memserve.worker.service import WorkerService, refusals
-from memserve.worker.training_calls import TrainingPlace
     from memserve.worker.training.ray_task import ComposeTaskLost
+    from memserve.worker.training_calls import TrainingPlace
     from memserve.worker.waiting_room import EngineRoom
 
 SOUND, DAMAGED, NOWHERE = "a" * 64, "b" * 64, "0" * 64

@@ -67,7 +67,7 @@ def facts_asked(recipe: Recipe, medians: Sequence[float]) -> int:
     recipe: with a number for everything. medians: as of `Course.note`.
     """
     nearly = len(medians) >= WINDOW and statistics.median(medians[-WINDOW:]) < NEARLY_LEARNED
-    share = recipe.fact_share / 2 if nearly else recipe.fact_share
+    share = 0.75 * recipe.fact_share if nearly else recipe.fact_share
     return max(1, round(recipe.rows * share))
 
 

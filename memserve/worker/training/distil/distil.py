@@ -182,8 +182,11 @@ class _Training:
             standing.kept = [*standing.kept[1 - WINDOW :], kept]
             standing.step += 1
             standing.cpu_s = self._cpu_s
-            if standing.step == first + CHECKED_STEPS and first == 0:
-                self._check_budget((self._cpu_s - first_s) / CHECKED_STEPS)
+            if standing.step == 1:
+                # The first step draws the replayed lessons too.
+                first_s = self._cpu_s
+            if standing.step == CHECKED_STEPS and first == 0:
+                self._check_budget((self._cpu_s - first_s) / (CHECKED_STEPS - 1))
             if standing.step > CHECKED_STEPS:
                 course.note(step, standing.medians, standing.kept, self._cpu_s / self._budget_s)
             standing.fall_from = course.fall_from
