@@ -6,17 +6,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Annotated
 
 import typer
-from rich.console import Group
-from rich.text import Text
+from rich.console import Group, RenderableType
 
 from memserve.cli.module_tables import version_text
-from memserve.cli.modules import LONG_S, Name, modules_app
+from memserve.cli.modules import LONG_S, Name, kind_named, modules_app
 from memserve.cli.options import Call, gateway_command
-from memserve.cli.terminal import err, progress_bar
+from memserve.cli.terminal import err, line, progress_bar
 from memserve.domain import DEFAULT_RECIPE, DistilChoice, DistilPlan, DistilProgress, Recipe
-from memserve.domain.kinds import kind_of_name
 from memserve.errors import StartupError
-from memserve.plain import plain
 
 _GIVEN = {each.name: each.type for each in fields(Recipe)}
 
@@ -99,9 +96,9 @@ def distil(
     """
     if stop:
         call.client.modules.stop_distil(name)
-        call.show({"module": name, "stopped": True}, text=Text(plain(f"{name}: stopped")))
+        call.show({"module": name, "stopped": True}, text=line(f"{name}: stopped"))
         return
-    kind = kind_of_name(options.kind)
+    kind = kind_named(options.kind)
     if dry_run:
         plan = call.client.modules.plan_distil(name, choice.choice(), kind=kind, seed=options.seed)
         call.show(plan, text=Group(*plan_lines(plan)))
@@ -112,8 +109,7 @@ def distil(
             if isinstance(event, DistilProgress):
                 bar(event.done, event.total)
             else:
-                for line in plan_lines(event)[:1]:
-                    err.print(line)
+                err.print(plan_lines(event)[0])
 
         version = call.client.modules.distil(
             name,
@@ -127,12 +123,12 @@ def distil(
         )
     if version is None:
         ended = {"module": name, "stopped": True}
-        call.show(ended, text=Text(f"{plain(name)}: the distillation was stopped"))
+        call.show(ended, text=line(f"{name}: the distillation was stopped"))
         return
     call.show(version, text=version_text(version))
 
 
-def plan_lines(plan: DistilPlan) -> list[Text]:
+def plan_lines(plan: DistilPlan) -> list[RenderableType]:
     """What is trained on, for a person."""
     lines = [
         f"{plan.memories} memories state {plan.facts} facts: {plan.questions} questions to train on, "
@@ -140,4 +136,4 @@ def plan_lines(plan: DistilPlan) -> list[Text]:
     ]
     lines += [f"  {example}" for example in plan.examples]
     lines += [f"left out: {each.namespace}/{each.memory_id} {each.reason}" for each in plan.left_out]
-    return [Text(plain(line)) for line in lines]
+    return [line(each) for each in lines]

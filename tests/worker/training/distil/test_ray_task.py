@@ -57,6 +57,10 @@ def task_pids() -> list[int]:
     return found
 
 
+def has_checkpoint(folder: Path) -> bool:
+    return any(folder.glob("*/training.safetensors"))
+
+
 @pytest.mark.usefixtures("ray_dir")
 async def test_a_task_that_is_killed_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     killed, steps = False, []
@@ -68,8 +72,7 @@ async def test_a_task_that_is_killed_goes_on_from_its_checkpoint(tmp_path: Path)
                 continue
             assert isinstance(event, DistilProgress)
             steps.append((event.stage, event.done))
-            checkpoint = next(tmp_path.glob("*/training.safetensors"), None)
-            if checkpoint is not None and not killed:
+            if has_checkpoint(tmp_path) and not killed:
                 [pid] = task_pids()
                 assert os.getpriority(os.PRIO_PROCESS, pid) == ray_task.NICENESS
                 os.kill(pid, signal.SIGKILL)
@@ -79,16 +82,15 @@ async def test_a_task_that_is_killed_goes_on_from_its_checkpoint(tmp_path: Path)
     assert result.report["resumed"] == 1
     assert steps.count(("teaching", 0)) == 2
     assert set(result.files) == {"adapter_config.json", "adapter_model.safetensors", "probes.json"}
-    assert list(tmp_path.iterdir()) == []
+    assert not has_checkpoint(tmp_path)
 
 
 @pytest.mark.usefixtures("ray_dir")
 async def test_a_refusal_comes_back_with_its_field(tmp_path: Path) -> None:
     order = dataclasses.replace(ORDER, texts=("Hello.", "They left.", "Why?", "It rains."))
-    with pytest.raises(InvalidModule, match="memories: none states a fact"):
-        async with aclosing(distil_in_ray(order, tmp_path)) as events:
-            async for _ in events:
-                pass
+    async with aclosing(distil_in_ray(order, tmp_path)) as events:
+        with pytest.raises(InvalidModule, match="memories: none states a fact"):
+            await anext(events)
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
