@@ -2,7 +2,8 @@
 
 24 facts of invented things are distilled by one plain call, on one thread. Then base and module are asked
 with transformers what the self-study did not hold: questions in held-out phrasings and in a person's own
-words, passages to read, passages that contradict the module, general knowledge, and things that no memory names.
+words, passages to read, passages that contradict the module, general knowledge, and things that no memory
+names.
 `--quick`: the demo model alone. Without it SmolLM2-135M-Instruct too, which takes some ten minutes.
 """
 
