@@ -32,11 +32,11 @@ from memserve.memory.modules.registry.store import ModuleStore
 from memserve.memory.modules.uploads import Uploads
 from memserve.memory.prefixes.memory import ActivationMemory
 from memserve.memory.texts.encoders.watched import WatchedEndpoint
+from memserve.memory.texts.following import SearchParts
 from memserve.memory.texts.journal_entries import Quotas as MemoryQuotas
 from memserve.memory.texts.memory import TextOptions, VectorMemory
 from memserve.memory.texts.milvus import MilvusAccess, is_local_uri
 from memserve.memory.texts.opening import open_embedding, open_reranking
-from memserve.memory.texts.searching import SearchParts
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.model.files import ModelFiles
 from memserve.registry.leases import Registry

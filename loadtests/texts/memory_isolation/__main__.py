@@ -3,8 +3,9 @@
 Two tenants call one gateway at the same time. Each makes the same calls at a gateway that it has alone, and
 both replies must be the same: texts, ids, counts, authors, sequences, usage, errors and scores. A third
 tenant fills the shared gateway with a million of the words that everybody uses. Times and random ids are
-left out, and figures that decay with time may differ by 0.2 %. Which memories a search looked at without
-using them is counted by itself. The RPCs are found in the protos: an RPC without a generator ends the run.
+left out, and figures that decay with time may differ by 0.2 %. A search looks at the best of each half only.
+Where that cut differs, what both searches found is compared, and the reply is counted by itself. The RPCs are
+found in the protos: an RPC without a generator ends the run.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Bar("share answered, so that calls reach something", findings.answered.total() / made,
             at_least=LEAST_ANSWERED),
     ]  # fmt: skip
-    print(f"replies with the same hits and other unused candidates: {findings.other_candidates}")
+    print(f"searches that looked at other memories than the tenant's alone: {findings.other_candidates}")
     figures = {
         "other_candidates": findings.other_candidates,
         "calls": dict(findings.calls),

@@ -10,6 +10,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from loadtests.texts.memory_isolation.drawing import (
+    ASKED,
     DOCUMENTS,
     FILTERS,
     LESSONS,
@@ -43,9 +44,11 @@ class Call:
 
 
 def remember(drawn: Drawn) -> Call:
+    namespace = drawn.namespace() if drawn.draw.random() < 0.5 else drawn.draw.choice(NAMESPACES)
+    own_id = drawn.memory_id() if namespace == ASKED else ""
     request = pb.RememberRequest(
-        namespace=drawn.namespace() if drawn.draw.random() < 0.3 else drawn.draw.choice(NAMESPACES),
-        memory_id=drawn.draw.choice((drawn.memory_id(), drawn.memory_id(), "", "not an id")),
+        namespace=namespace,
+        memory_id=drawn.draw.choice((drawn.memory_id(), drawn.memory_id(), own_id, "not an id")),
         policy=drawn.policy(),
         **drawn.content(),  # type: ignore[arg-type]
     )
@@ -256,8 +259,11 @@ def generate(drawn: Drawn) -> Call:
     # A kept prompt says its question again, so this one has the tenant's own word alone.
     question = f"What is the {drawn.words(4)} of {drawn.marker}?"
     message = ask.Message(role=ask.ROLE_USER, content=question)
+    recalled = recall_of(drawn)
+    del recalled.namespaces[:]
+    recalled.namespaces.append(UNKNOWN if drawn.draw.random() < 0.04 else ASKED)
     request = ask.GenerateRequest(
-        messages=[message], recall=recall_of(drawn), sampling=ask.Sampling(max_tokens=2),
+        messages=[message], recall=recalled, sampling=ask.Sampling(max_tokens=2),
         keep_prompt=drawn.draw.random() < 0.5,
     )  # fmt: skip
 

@@ -50,6 +50,40 @@ def unused(reply: Reply) -> dict[tuple[str, str], tuple[int, str]]:
     return found
 
 
+def looked_at(reply: Reply) -> set[tuple[str, str]]:
+    """By namespace and id, what a search found, used or not."""
+    hits = {(hit.memory.namespace, hit.memory.memory_id) for hit in _hits(reply) if not hit.HasField("via")}
+    return hits | unused(reply).keys()
+
+
+def differing_hits(one: World, reply: Reply, other: World, beside: Reply) -> str:
+    """Where what both found differs, in a line, when each search looked at other memories too.
+
+    Which memories a search looks at has a cut. The other hits, and how many there are, decide on the order
+    and on what is too like another. The memory itself and its strength are the same.
+    """
+    first, second = (
+        {(hit.memory.namespace, hit.memory.memory_id): _of_hit(world, hit) for hit in _hits(each)}
+        for world, each in ((one, reply), (other, beside))
+    )
+    shared = sorted(first.keys() & second.keys())
+    return next((found for key in shared if (found := difference(first[key], second[key], str(key)))), "")
+
+
+def _hits(reply: Reply) -> list[Any]:
+    return [
+        hit
+        for message in reply.messages
+        for name in ("results", "passages")
+        for hit in getattr(message, name, ())
+    ]
+
+
+def _of_hit(world: World, hit: Any) -> Any:
+    read = MessageToDict(hit, preserving_proto_field_name=True)
+    return _plain(world, {name: read[name] for name in ("memory", "strength") if name in read})
+
+
 def difference(one: Any, other: Any, path: str = "") -> str:
     """Where they differ, in a line; "" where they agree."""
     if isinstance(one, dict) and isinstance(other, dict):

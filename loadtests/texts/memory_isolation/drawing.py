@@ -9,6 +9,10 @@ from typing import Any
 from memserve.pb.v1 import memory_pb2 as pb
 
 NAMESPACES = ("notes", "plans")
+ASKED = "desk"
+"""Generate recalls from here. It has so few memories that every search looks at all: how often each is
+used does not hang on a cut.
+"""
 LESSONS = "lessons"
 """Reflections go there: their ids are random, so that their order by id is too."""
 UNKNOWN = "nowhere"
@@ -53,7 +57,8 @@ class Drawn:
         return text
 
     def namespace(self) -> str:
-        return UNKNOWN if self.draw.random() < 0.04 else self.draw.choice(NAMESPACES)
+        drawn = self.draw.random()
+        return UNKNOWN if drawn < 0.04 else ASKED if drawn < 0.2 else self.draw.choice(NAMESPACES)
 
     def namespaces(self) -> list[str]:
         return [self.namespace()] if self.draw.random() < 0.6 else list(NAMESPACES)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from memserve.domain import Link, LinkKind, Memory, MemoryState, ScoredMemory, Via
@@ -18,6 +18,7 @@ from memserve.memory.texts.rules import (
     check_namespace,
 )
 from memserve.memory.texts.store import RecordStore, Scope
+from memserve.policy.recall.strength import Usage, effective_strength
 
 MORE_MAX = 64
 """Memories that places and links may add to a search."""
@@ -28,9 +29,23 @@ FADING = 0.9
 """Of the score, for each step from the hit."""
 ALL_KINDS = frozenset(LinkKind.known())
 BY_LINK = frozenset({MemoryState.LIVE, MemoryState.SUPERSEDED})
+STRENGTH_DIGITS = 3
+"""Memories of the same hour are equally strong, and stay in the order of their ids."""
 
+Strengths = Callable[[str, Sequence[Memory], float], Awaitable[Mapping[tuple[str, str], float]]]
+"""From a tenant, memories and the time: by namespace and id, how strongly each counts now."""
 Name = tuple[str, str]
 """Namespace and id."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchParts:
+    """What a search may have beside the store."""
+
+    count_tokens: Callable[[str], int] | None = None
+    """By the served model's tokenizer. None: every four bytes count as one."""
+    strengths: Strengths | None = None
+    """None: by what the writer says, and by age."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +61,9 @@ class Wishes:
 
 class Following(Core):
     """Reads by place and by link. Nothing outside the namespaces that are named is looked at."""
+
+    search_parts: SearchParts
+    """Set by the owner, before the first search."""
 
     async def read_places(
         self, tenant: str, namespace: str, within: str, first: int, last: int
@@ -101,12 +119,17 @@ class Following(Core):
         async def follow() -> list[ScoredMemory]:
             record = require_live(await self._current(tenant, namespace, memory_id), memory_id)
             start = ScoredMemory(record.memory, 1.0, None, None)
-            return await self._around(tenant, scope, [start], Wishes(0, depth, kinds))
+            return await self._around(tenant, scope, [start], Wishes(0, depth, kinds), self._now_s())
 
         return await self._within(self._call_timeout_s, follow)
 
     async def _around(
-        self, tenant: str, namespaces: tuple[str, ...], hits: Sequence[ScoredMemory], wishes: Wishes
+        self,
+        tenant: str,
+        namespaces: tuple[str, ...],
+        hits: Sequence[ScoredMemory],
+        wishes: Wishes,
+        now_s: float,
     ) -> list[ScoredMemory]:
         """At most MORE_MAX memories beside the hits, those of the best hits first."""
         scope = Scope(tenant_key(tenant), namespaces)
@@ -134,7 +157,22 @@ class Following(Core):
         current = {
             _name(memory) for memory in await self._still_current(tenant, [hit.memory for hit in more])
         }
-        return [hit for hit in more if _name(hit.memory) in current]
+        reached = [hit for hit in more if _name(hit.memory) in current]
+        strengths = await self._strengths(tenant, [hit.memory for hit in reached], now_s)
+        return [replace(hit, strength=strengths[_name(hit.memory)]) for hit in reached]
+
+    async def _strengths(
+        self, tenant: str, memories: Sequence[Memory], now_s: float
+    ) -> Mapping[tuple[str, str], float]:
+        if self.search_parts.strengths is not None:
+            return await self.search_parts.strengths(tenant, memories, now_s)
+        return {
+            (memory.namespace, memory.memory_id): round(
+                effective_strength(memory.strength, memory.kind, Usage(max(0.0, now_s - memory.updated_s))),
+                STRENGTH_DIGITS,
+            )
+            for memory in memories
+        }
 
     async def _still_current(self, tenant: str, memories: Sequence[Memory]) -> list[Memory]:
         """Without those that a later write has replaced or taken away."""

@@ -25,6 +25,7 @@ from memserve.memory.texts.encoders.cached import CachedEmbedding
 from memserve.memory.texts.encoders.embedder import Embedder
 from memserve.memory.texts.erasing import DAY_S, Eraser, Erasing
 from memserve.memory.texts.exchange import Exchange
+from memserve.memory.texts.following import SearchParts
 from memserve.memory.texts.index import MILVUS_ERRORS, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal
 from memserve.memory.texts.journal_entries import Quotas
@@ -33,7 +34,7 @@ from memserve.memory.texts.pinning import Pinning
 from memserve.memory.texts.reembedding import Reembedding, model_of
 from memserve.memory.texts.relating import Relate, relate_by_rules
 from memserve.memory.texts.searched import LocalStore, RebuildFigures
-from memserve.memory.texts.searching import Searching, SearchParts
+from memserve.memory.texts.searching import Searching
 from memserve.memory.texts.settling import Settling
 
 CLOSE_TIMEOUT_S = 60.0

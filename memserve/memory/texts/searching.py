@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,7 +38,6 @@ from memserve.policy.recall.expressions import Expression, parse_filter
 from memserve.policy.recall.metadata import checked_metadata
 from memserve.policy.recall.ranking import WordStatistics, index_words, query_terms
 from memserve.policy.recall.relevance import BUNDLED, OTHER
-from memserve.policy.recall.strength import Usage, effective_strength
 from memserve.tracing import child_span
 
 LIMIT_DEFAULT = 8
@@ -47,22 +46,7 @@ CANDIDATES_MAX = 1024
 """Of each half. A filter that lets through too few of them cuts the search."""
 VECTORS_MAX = 128
 """Candidates whose vectors are read, where their cosine is not known or hits shall differ."""
-STRENGTH_DIGITS = 3
-"""Memories of the same hour are equally strong, and stay in the order of their ids."""
-
-Strengths = Callable[[str, Sequence[Memory], float], Awaitable[Mapping[tuple[str, str], float]]]
-"""From a tenant, memories and the time: by namespace and id, how strongly each counts now."""
 Vector = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class SearchParts:
-    """What a search may have beside the store."""
-
-    count_tokens: Callable[[str], int] | None = None
-    """By the served model's tokenizer. None: every four bytes count as one."""
-    strengths: Strengths | None = None
-    """None: by what the writer says, and by age."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +83,8 @@ class _Found:
 class Searching(Following):
     """Both halves of a search, and the choice of its hits."""
 
-    search_parts: SearchParts
-    """Set by the owner, before the first search."""
     reranking: Reranking | None
-    """As `search_parts`. Closed with the memory."""
+    """Set by the owner, before the first search. Closed with the memory."""
 
     async def search(
         self, tenant: str, query: SearchQuery, timeout_s: float, *, reflections_first: bool = False
@@ -253,25 +235,12 @@ class Searching(Following):
         records = await self._read_many(tenant, keys[:VECTORS_MAX], with_vectors=True)
         return {key: record.vector for key, record in records.items() if record.vector is not None}
 
-    async def _strengths(
-        self, tenant: str, memories: Sequence[Memory], now_s: float
-    ) -> Mapping[tuple[str, str], float]:
-        if self.search_parts.strengths is not None:
-            return await self.search_parts.strengths(tenant, memories, now_s)
-        return {
-            (memory.namespace, memory.memory_id): round(
-                effective_strength(memory.strength, memory.kind, Usage(max(0.0, now_s - memory.updated_s))),
-                STRENGTH_DIGITS,
-            )
-            for memory in memories
-        }
-
     async def _beside(self, tenant: str, asked: _Asked, hits: Sequence[ScoredMemory]) -> list[ScoredMemory]:
         query = asked.query
         wishes = Wishes(query.neighbours, query.link_depth, frozenset(query.link_kinds))
         if not hits or not (wishes.neighbours or wishes.link_depth):
             return []
-        more = await self._around(tenant, asked.scope.namespaces, hits, wishes)
+        more = await self._around(tenant, asked.scope.namespaces, hits, wishes, asked.now_s)
         return [hit for hit in more if asked.is_usable(hit.memory)]
 
     def _tokens(self, text: str) -> int:

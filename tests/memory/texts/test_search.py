@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from memserve.domain import Link, LinkKind, NewMemory, SearchQuery
 from memserve.errors import (
     NamespaceNotFound,
 )
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.memory import VectorMemory
 from tests.kv.redis_server import RedisServer
-from tests.memory.texts.handbook import HANDBOOK, ids, remember, remember_handbook, search
+from tests.memory.texts.handbook import HANDBOOK, TENANT, ids, remember, remember_handbook, search
 
 
 @pytest.mark.asyncio
@@ -54,6 +55,21 @@ async def test_a_hit_carries_the_score_of_each_half(vector: VectorMemory) -> Non
     assert best.dense_score == pytest.approx(1.0, abs=1e-4)
     assert best.bm25_score is not None and best.bm25_score > 1
     assert best.score == pytest.approx(best.relevance, abs=1e-6) and best.relevance > 0.9
+
+
+@pytest.mark.asyncio
+async def test_a_memory_has_the_same_strength_as_a_hit_and_beside_one(vector: VectorMemory) -> None:
+    mill = NewMemory("handbook", "The mill stands by the weir.", memory_id="mill", strength=0.5)
+    link = Link(LinkKind.CAUSED_BY, "mill", "handbook")
+    flour = NewMemory("handbook", "Flour is QX7741B.", memory_id="flour", links=(link,))
+    for new in (mill, flour):
+        await vector.remember(TENANT, new)
+    asked = SearchQuery(("handbook",), "QX7741B", 1, link_depth=1)
+    beside = (await vector.search(TENANT, asked, 10)).hits[1]
+    hit = next(each for each in await search(vector, "weir") if each.memory.memory_id == "mill")
+    (followed,) = await vector.follow_links(TENANT, ("handbook", "flour"))
+    assert beside.memory == hit.memory == followed.memory
+    assert beside.strength == hit.strength == followed.strength == pytest.approx(0.5, rel=0.01)
 
 
 @pytest.mark.asyncio
