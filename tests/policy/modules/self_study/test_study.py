@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
+from loadtests.modules.distil.worlds import World, demo_world, smollm2_world
 from memserve.policy.modules.gate import ProbeKind
 from memserve.policy.modules.self_study import inventing, wording
 from memserve.policy.modules.self_study.asking import probe_sets
 from memserve.policy.modules.self_study.draw import Draw
-from memserve.policy.modules.self_study.readings import Form, Reading, read_sentence
+from memserve.policy.modules.self_study.readings import Form, Reading, read_sentence, readings_of
 from memserve.policy.modules.self_study.study import Lesson, LessonKind, Mix, Study, is_probed
 
 SENTENCES = (
@@ -101,3 +103,16 @@ def test_the_probes_have_every_kind_that_the_gate_judges_a_distilled_version_by(
 def test_a_study_needs_something_to_learn() -> None:
     with pytest.raises(ValueError, match="no statement"):
         Study([])
+
+
+@pytest.mark.parametrize("world", [demo_world, smollm2_world])
+def test_what_the_benchmark_asks_is_in_no_lesson(world: Callable[[int], World]) -> None:
+    made = world(3)
+    found = [reading for text in made.memories for reading in readings_of(text)]
+    assert {reading.value for reading in found} >= {
+        right for each in made.columns["leak"][:1] for right in each.right
+    }
+    study, by_seed = Study(found), draw(5)
+    trained = {each.question for each in (*study.facts(), *study.replay(by_seed, 2000, Mix()))}
+    for column in ("recall", "paraphrase", "general"):
+        assert not trained & {each.question for each in made.columns.get(column, ())}
