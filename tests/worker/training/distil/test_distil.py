@@ -64,7 +64,7 @@ def test_the_result_is_a_lora_with_probes_and_a_report(
 
 def test_what_is_taught_becomes_likelier(whole: tuple[list[DistilProgress], Distilled]) -> None:
     losses = [each.median_loss for each in whole[0] if each.median_loss is not None]
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.75 * losses[0]
 
 
 def test_a_training_that_was_killed_goes_on_to_the_same_bytes(
