@@ -242,13 +242,11 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         warm_pinned=warm_pinned,
     )
     scoring = Scoring(parts.layout, parts.tokenizing, look_up, router, parts.breakers, parts.tokens)
-    leaving_out = LeavingOneOut(parts.layout, parts.tokenizing, memory, scoring)
     trial = ModuleTrial(pool)
     gatekeeper = Gatekeeper(memory, trial, _gate(parts))
     placement = ModulePlacement(pool, memory.store)
     uses = VersionUses(parts.uses, pool, parts.gateways)
     remembering = _remembering(parts, scoring)
-    decided = Explanations(parts.decisions, parts.gateways)
     return GatewayServices(
         pipeline=pipeline,
         previews=RecallPreviews(pipeline),
@@ -263,21 +261,25 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         lifecycle=ModuleLifecycle(memory, gatekeeper, placement, parts.background),
         deletion=ModuleDeletion(memory, parts.activation, placement, uses, parts.background),
         composition=ModuleComposition(memory, pool, trial),
-        distillation=ModuleDistillation(
-            memory,
-            ChosenMemories(parts.texts, parts.tokenizing),
-            pool,
-            trial,
-            gatekeeper,
-            parts.layout,
-            parts.background,
-        ),
+        distillation=_distillation(parts, trial, gatekeeper),
         canaries=CanaryWatch(
             memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
         ),
-        explanations=AnswerExplanations(decided, parts.answers, leaving_out),
+        explanations=_explanations(parts, scoring),
         scoring=scoring,
     )
+
+
+def _distillation(parts: GatewayParts, trial: ModuleTrial, gatekeeper: Gatekeeper) -> ModuleDistillation:
+    memories = ChosenMemories(parts.texts, parts.tokenizing)
+    return ModuleDistillation(
+        parts.modules, memories, parts.pool, trial, gatekeeper, parts.layout, parts.background
+    )
+
+
+def _explanations(parts: GatewayParts, scoring: Scoring) -> AnswerExplanations:
+    leaving_out = LeavingOneOut(parts.layout, parts.tokenizing, parts.modules, scoring)
+    return AnswerExplanations(Explanations(parts.decisions, parts.gateways), parts.answers, leaving_out)
 
 
 def _gate(parts: GatewayParts) -> Gate:

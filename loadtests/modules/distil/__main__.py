@@ -31,7 +31,7 @@ LEAKS = ("leak", "leak_own")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
-    options = parser("modules.distil", __doc__)
+    options = parser("distil", __doc__)
     options.add_argument("--seed", type=int, default=0, help="of facts, self-study and training (default: 0)")
     options.add_argument("--model", choices=["demo", "smollm2"], help="only this one")
     options.add_argument("--steps", type=int, default=0, help="of training; 0: the recipe's own")
