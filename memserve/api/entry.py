@@ -48,6 +48,7 @@ CHANGES = frozenset(
         "RecordOutcome",
         "PublishModule",
         "ComposeModule",
+        "DistilModule",
         "PromoteModule",
         "RollbackModule",
         "SetTraffic",

@@ -10,7 +10,10 @@ from typing import Annotated
 import typer
 
 import memserve
-from memserve.cli import memory_set_commands  # noqa: F401 its commands join those of memory_commands
+from memserve.cli import (
+    distil,  # noqa: F401 its command joins those of modules
+    memory_set_commands,  # noqa: F401 its commands join those of memory_commands
+)
 from memserve.cli.ask import generate
 from memserve.cli.audit import audit_app
 from memserve.cli.backup import backup, restore

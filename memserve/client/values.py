@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from memserve.domain import HeldPrefix, Message, ModulePlace, ReindexProgress, Route, TextDelta, Usage
+from memserve.domain import (
+    DistilPlan,
+    DistilProgress,
+    HeldPrefix,
+    Message,
+    ModulePlace,
+    ReindexProgress,
+    Route,
+    TextDelta,
+    Usage,
+)
 
 Event = Route | TextDelta | Usage
 Conversation = str | Message | Mapping[str, str] | Sequence[Message | Mapping[str, str]]
@@ -16,6 +26,14 @@ Progress = Callable[[int, int], None]
 
 def silent(done: int, total: int) -> None:
     """A Progress that says nothing."""
+
+
+DistilWatch = Callable[[DistilPlan | DistilProgress], None]
+"""Called with the plan of a distillation, and then with how far it is."""
+
+
+def silent_distil(event: DistilPlan | DistilProgress) -> None:
+    """A DistilWatch that says nothing."""
 
 
 @dataclass(frozen=True, slots=True)

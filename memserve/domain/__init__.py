@@ -19,6 +19,14 @@ from memserve.domain.answers import (
     TextDelta,
     Usage,
 )
+from memserve.domain.distilling import (
+    DEFAULT_RECIPE,
+    DistilChoice,
+    DistilPlan,
+    DistilProgress,
+    MemoryLeftOut,
+    Recipe,
+)
 from memserve.domain.kept import (
     AnswerExplanation,
     KeptAnswer,
@@ -99,12 +107,16 @@ from memserve.domain.tenants import KeyRole, Priority, Tenant, TokenFault
 from memserve.domain.workers import WorkerLease
 
 __all__ = [
+    "DEFAULT_RECIPE",
     "Alias",
     "AliasChange",
     "AnswerExplanation",
     "AuditEvent",
     "CacheLayout",
     "CachedTokens",
+    "DistilChoice",
+    "DistilPlan",
+    "DistilProgress",
     "DocumentReport",
     "ErasedPlace",
     "ExcludedWorker",
@@ -136,6 +148,7 @@ __all__ = [
     "MemoryChange",
     "MemoryHistory",
     "MemoryKind",
+    "MemoryLeftOut",
     "MemoryPage",
     "MemoryState",
     "MemoryUsage",
@@ -159,6 +172,7 @@ __all__ = [
     "RecallPart",
     "RecallPreview",
     "RecallSource",
+    "Recipe",
     "RecordedOutcome",
     "RefusalReason",
     "ReindexProgress",

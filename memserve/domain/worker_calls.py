@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from memserve.domain.answers import FinishReason, RefusalReason, Sampling
+from memserve.domain.distilling import DistilProgress, Recipe
 from memserve.domain.modules import ModuleKind, ModulePlace
 from memserve.domain.prefixes import CachedTokens
 from memserve.domain.tenants import Priority
@@ -216,6 +217,28 @@ class ComposeRecipe:
 
 
 @dataclass(frozen=True, slots=True)
+class DistillationRequest:
+    """Memories to distil."""
+
+    kind: ModuleKind
+    texts: tuple[str, ...]
+    """Of the memories, each by itself."""
+    recipe: Recipe
+    seed: int = 0
+    budget_s: float = 0.0
+    """Processor seconds. 0: what suits the model's size."""
+    recall_template: str = ""
+    """The source of the template that puts passages into prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class DistilReport:
+    """What was trained on and what it cost, as JSON. The last event of a distillation."""
+
+    report: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepCosts:
     """What the steps of an engine cost, in seconds: the terms of `policy/routing/costs.py`."""
 
@@ -338,6 +361,14 @@ class WorkerCalls(Protocol):
         self, request: CompositionRequest, timeout_s: float | None = None
     ) -> AsyncGenerator[ComposeProgress | ComposedPiece | ComposeRecipe, None]:
         """Compose modules away from the engine: progress, then the files in pieces, then the recipe."""
+
+    def distil(
+        self, request: DistillationRequest, timeout_s: float | None = None
+    ) -> AsyncGenerator[DistilProgress | ComposedPiece | DistilReport, None]:
+        """Distil memories away from the engine: progress, then the files in pieces, then the report.
+
+        WrongRequest: what is asked for cannot be distilled.
+        """
 
     def watch(
         self, epoch: int, after_sequence: int, timeout_s: float | None = None

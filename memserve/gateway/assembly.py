@@ -27,8 +27,10 @@ from memserve.gateway.leave_one_out import LeavingOneOut
 from memserve.gateway.live import LiveRequests
 from memserve.gateway.module_fit import ModuleFits
 from memserve.gateway.modules.canary import CanaryWatch
+from memserve.gateway.modules.chosen_memories import ChosenMemories
 from memserve.gateway.modules.composition import ModuleComposition
 from memserve.gateway.modules.deletion import ModuleDeletion
+from memserve.gateway.modules.distillation import ModuleDistillation
 from memserve.gateway.modules.gate import Gate
 from memserve.gateway.modules.gatekeeper import Gatekeeper
 from memserve.gateway.modules.lifecycle import ModuleLifecycle
@@ -137,6 +139,7 @@ class GatewayServices:
     lifecycle: ModuleLifecycle
     deletion: ModuleDeletion
     composition: ModuleComposition
+    distillation: ModuleDistillation
     canaries: CanaryWatch
     warm_pinned: WarmPinned
     explanations: AnswerExplanations
@@ -239,13 +242,11 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         warm_pinned=warm_pinned,
     )
     scoring = Scoring(parts.layout, parts.tokenizing, look_up, router, parts.breakers, parts.tokens)
-    leaving_out = LeavingOneOut(parts.layout, parts.tokenizing, memory, scoring)
     trial = ModuleTrial(pool)
     gatekeeper = Gatekeeper(memory, trial, _gate(parts))
     placement = ModulePlacement(pool, memory.store)
     uses = VersionUses(parts.uses, pool, parts.gateways)
     remembering = _remembering(parts, scoring)
-    decided = Explanations(parts.decisions, parts.gateways)
     return GatewayServices(
         pipeline=pipeline,
         previews=RecallPreviews(pipeline),
@@ -260,12 +261,25 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         lifecycle=ModuleLifecycle(memory, gatekeeper, placement, parts.background),
         deletion=ModuleDeletion(memory, parts.activation, placement, uses, parts.background),
         composition=ModuleComposition(memory, pool, trial),
+        distillation=_distillation(parts, trial, gatekeeper),
         canaries=CanaryWatch(
             memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
         ),
-        explanations=AnswerExplanations(decided, parts.answers, leaving_out),
+        explanations=_explanations(parts, scoring),
         scoring=scoring,
     )
+
+
+def _distillation(parts: GatewayParts, trial: ModuleTrial, gatekeeper: Gatekeeper) -> ModuleDistillation:
+    memories = ChosenMemories(parts.texts, parts.tokenizing)
+    return ModuleDistillation(
+        parts.modules, memories, parts.pool, trial, gatekeeper, parts.layout, parts.background
+    )
+
+
+def _explanations(parts: GatewayParts, scoring: Scoring) -> AnswerExplanations:
+    leaving_out = LeavingOneOut(parts.layout, parts.tokenizing, parts.modules, scoring)
+    return AnswerExplanations(Explanations(parts.decisions, parts.gateways), parts.answers, leaving_out)
 
 
 def _gate(parts: GatewayParts) -> Gate:

@@ -37,6 +37,8 @@ class RecallTemplate:
     """sha256 of the file, hex."""
     name: str
     """As an error message calls the template."""
+    source: str
+    """The file's text."""
     joint: str
     """What stands between two passages, with the number of the second."""
 
@@ -44,6 +46,7 @@ class RecallTemplate:
         """Raises StartupError for a template that does not show what it is given."""
         self.name = name
         self.origin = origin
+        self.source = source
         self.digest = hashlib.sha256(source.encode()).hexdigest()
         try:
             self._template = _environment().from_string(source)

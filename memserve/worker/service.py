@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -36,9 +35,9 @@ from memserve.worker.engine.trial import try_module
 from memserve.worker.kv.block_log import BlockEvent, BlockLog, Change
 from memserve.worker.pace import AnswerPace
 from memserve.worker.phases import Phases
-from memserve.worker.training.compose import Composed, Progress
 from memserve.worker.training.parents import Parent
 from memserve.worker.training.ray_task import compose_in_ray
+from memserve.worker.training_calls import TrainingPlace, Trainings, composing
 from memserve.worker.waiting_room import EngineRoom
 
 log = logging.getLogger("memserve.worker")
@@ -46,7 +45,6 @@ log = logging.getLogger("memserve.worker")
 # A state is sent when something has changed, and at least and at most so often.
 STATE_INTERVAL_S, STATE_GAP_S = 0.25, 0.05
 KEYS_IN_A_MESSAGE = 16_384
-FILE_CHUNK_BYTES = 1 << 20
 
 FINISH = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 PRIORITY = {getattr(pb, f"PRIORITY_{priority.name}"): priority for priority in Priority}
@@ -63,11 +61,19 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
     """The data plane of one engine."""
 
     def __init__(
-        self, engine: Engine, room: EngineRoom, log: BlockLog, pace: AnswerPace, *, max_lora_rank: int
+        self,
+        engine: Engine,
+        room: EngineRoom,
+        log: BlockLog,
+        pace: AnswerPace,
+        training: TrainingPlace,
+        *,
+        max_lora_rank: int,
     ) -> None:
         self._engine = engine
         self._room = room
         self._log = log
+        self._trainings = Trainings(training)
         self._max_lora_rank = max_lora_rank
         self._pace = pace
         # It differs at every start, so that a gateway's numbers from before a restart do not count.
@@ -160,8 +166,15 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
             )
             async with contextlib.aclosing(events):
                 async for event in events:
-                    for response in _composing(event):
+                    for response in composing(event):
                         yield response
+
+    async def DistilModule(
+        self, request: pb.DistilModuleRequest, context: Context
+    ) -> AsyncIterator[pb.DistilModuleResponse]:
+        async with refusals(context), contextlib.aclosing(self._trainings.distil(request)) as responses:
+            async for response in responses:
+                yield response
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
         sequence = request.after_sequence if request.epoch == self._epoch else None
@@ -319,17 +332,6 @@ def _modules(request: pb.GenerateRequest) -> tuple[AppliedModule, ...]:
     lora = [AppliedModule(request.module_digest, ModuleKind.LORA)] if request.module_digest else []
     expert = AppliedModule(request.expert_digest, ModuleKind.LOGIT_EXPERT, request.expert_alpha)
     return (*lora, *([expert] if request.expert_digest else []))
-
-
-def _composing(event: Progress | Composed) -> Iterator[pb.ComposeModuleResponse]:
-    if isinstance(event, Progress):
-        yield pb.ComposeModuleResponse(progress=pb.ComposeProgress(done=event.done, total=event.total))
-        return
-    for name, content in event.files.items():
-        for start in range(0, len(content), FILE_CHUNK_BYTES):
-            chunk = content[start : start + FILE_CHUNK_BYTES]
-            yield pb.ComposeModuleResponse(file=pb.ComposedFile(file_name=name, content=chunk))
-    yield pb.ComposeModuleResponse(recipe=json.dumps(event.recipe))
 
 
 @contextlib.asynccontextmanager

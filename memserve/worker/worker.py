@@ -59,6 +59,7 @@ from memserve.worker.kv.host_regions import sweep_orphan_regions
 from memserve.worker.modules.preloads import Preloads
 from memserve.worker.pace import AnswerPace
 from memserve.worker.service import WorkerService
+from memserve.worker.training_calls import TrainingPlace
 from memserve.worker.waiting_room import EngineRoom, as_expected
 
 log = logging.getLogger("memserve.worker")
@@ -136,7 +137,7 @@ class Worker:
         served = await self._open()
         shares_kv = await self._prove(served)
         await self._load_first_modules()
-        ports = await self._serve()
+        ports = await self._serve(served)
         await self._register(self._lease_of(served, ports, shares_kv=shares_kv))
 
     async def check_health(self) -> None:
@@ -221,7 +222,7 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._loaded_ahead.wait(), FIRST_PRELOADS_S)
 
-    async def _serve(self) -> _Ports:
+    async def _serve(self, served: _Served) -> _Ports:
         """Open the ports."""
         settings = self._settings
         credential = credentials.worker_credential(credentials.salt_key(settings))
@@ -241,7 +242,14 @@ class Worker:
         pace = AnswerPace()
         self._tasks.append(asyncio.create_task(repeat("pressure", pace.own.look, 0.0, self._failed)))
         self._service = WorkerService(
-            self._engine, self._room, self._block_log, pace, max_lora_rank=settings.max_lora_rank
+            self._engine,
+            self._room,
+            self._block_log,
+            pace,
+            TrainingPlace(
+                served.model.path, served.model_digest, settings.data / "distil", settings.chat_template
+            ),
+            max_lora_rank=settings.max_lora_rank,
         )
         rpc.add_WorkerServiceServicer_to_server(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)

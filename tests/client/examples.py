@@ -9,6 +9,8 @@ from memserve.client import (
     AnswerExplanation,
     AuditEvent,
     CachedTokens,
+    DistilChoice,
+    DistilPlan,
     ExcludedWorker,
     Explanation,
     Finding,
@@ -25,6 +27,7 @@ from memserve.client import (
     LinkKind,
     Memory,
     MemoryKind,
+    MemoryLeftOut,
     MemoryState,
     Module,
     ModuleFit,
@@ -272,3 +275,23 @@ STATUS_PB = status_pb2.GetStatusResponse(
         )
     ],
 )  # fmt: skip
+
+CHOICE = DistilChoice(("town",), "version > 1", ("d",), (("town", "m"),))
+CHOICE_PB = {
+    "name": "handbook",
+    "kind": module_pb2.MODULE_KIND_LORA,
+    "namespaces": ["town"],
+    "filter": "version > 1",
+    "document_ids": ["d"],
+    "memories": [module_pb2.DistilMemory(namespace="town", memory_id="m")],
+}
+RECIPE_PB = module_pb2.DistilRecipe(rank=16, fact_share=0.45, stop_loss=0.02, least_teacher=0.2)
+PLAN = DistilPlan(4, 5, 60, (MemoryLeftOut("town", "m", "is forgotten"),), ("Who? Ida.",), 7)
+PLAN_PB = module_pb2.DistilPlan(
+    memories=4,
+    facts=5,
+    questions=60,
+    left_out=[module_pb2.DistilLeftOut(namespace="town", memory_id="m", reason="is forgotten")],
+    examples=["Who? Ida."],
+    probes=7,
+)

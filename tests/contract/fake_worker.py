@@ -29,6 +29,8 @@ from tests.contract.messages import (
     block_messages,
     compose_message,
     composition_request,
+    distil_message,
+    distillation_request,
     score_message,
     scoring_request,
     state_message,
@@ -224,6 +226,16 @@ class FakeWorker(ScriptedWorker, rpc.WorkerServiceServicer):  # type: ignore[mis
         ):
             async for event in events:
                 yield compose_message(event)
+
+    async def DistilModule(
+        self, request: pb.DistilModuleRequest, context: Context
+    ) -> AsyncIterator[pb.DistilModuleResponse]:
+        async with (
+            _statuses(context),
+            contextlib.aclosing(self.distil(distillation_request(request))) as events,
+        ):
+            async for event in events:
+                yield distil_message(event)
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
         self.watches.append(request)

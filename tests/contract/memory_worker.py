@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TypeVar
 
-from memserve.domain import ModuleKind, ModulePlace, RefusalReason
+from memserve.domain import DistilProgress, ModuleKind, ModulePlace, RefusalReason
 from memserve.domain.worker_calls import (
     AnswerPart,
     BlockEvent,
@@ -15,6 +15,8 @@ from memserve.domain.worker_calls import (
     ComposeProgress,
     ComposeRecipe,
     CompositionRequest,
+    DistillationRequest,
+    DistilReport,
     HeldBlocks,
     ScoringRequest,
     TokenScores,
@@ -90,6 +92,11 @@ class MemoryWorker:
         self, request: CompositionRequest, timeout_s: float | None = None
     ) -> AsyncGenerator[ComposeProgress | ComposedPiece | ComposeRecipe, None]:
         return self._stream(self._worker.compose(request), timeout_s)
+
+    def distil(
+        self, request: DistillationRequest, timeout_s: float | None = None
+    ) -> AsyncGenerator[DistilProgress | ComposedPiece | DistilReport, None]:
+        return self._stream(self._worker.distil(request), timeout_s)
 
     def watch(
         self, epoch: int, after_sequence: int, timeout_s: float | None = None

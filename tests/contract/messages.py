@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
-from memserve.domain import FinishReason, ModuleKind, ModulePlace, Priority, Sampling
+from memserve.domain import (
+    DistilProgress,
+    FinishReason,
+    ModuleKind,
+    ModulePlace,
+    Priority,
+    Recipe,
+    Sampling,
+)
 from memserve.domain.worker_calls import (
     AnswerPart,
     AppliedModule,
@@ -15,6 +23,8 @@ from memserve.domain.worker_calls import (
     ComposeProgress,
     ComposeRecipe,
     CompositionRequest,
+    DistillationRequest,
+    DistilReport,
     ScoringRequest,
     TokenScores,
     WorkerRequest,
@@ -115,6 +125,33 @@ def compose_message(event: ComposeProgress | ComposedPiece | ComposeRecipe) -> p
             return pb.ComposeModuleResponse(file=pb.ComposedFile(file_name=file_name, content=content))
         case ComposeRecipe(recipe):
             return pb.ComposeModuleResponse(recipe=recipe)
+
+
+def distillation_request(message: pb.DistilModuleRequest) -> DistillationRequest:
+    value = message.recipe
+    recipe = Recipe(**{each.name: getattr(value, each.name) for each in fields(Recipe)})
+    return DistillationRequest(
+        kind=ModuleKind(message.kind),
+        texts=tuple(message.texts),
+        recipe=recipe,
+        seed=message.seed,
+        budget_s=message.budget_s,
+        recall_template=message.recall_template,
+    )
+
+
+def distil_message(event: DistilProgress | ComposedPiece | DistilReport) -> pb.DistilModuleResponse:
+    match event:
+        case DistilProgress(stage, done, total, cpu_s, tokens, median_loss):
+            return pb.DistilModuleResponse(
+                progress=pb.DistilProgress(
+                    stage=stage, step=done, steps=total, cpu_s=cpu_s, tokens=tokens, median_loss=median_loss
+                )
+            )
+        case ComposedPiece(file_name, content):
+            return pb.DistilModuleResponse(file=pb.ComposedFile(file_name=file_name, content=content))
+        case DistilReport(report):
+            return pb.DistilModuleResponse(report=report)
 
 
 def state_message(state: WorkerState) -> pb.WorkerState:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import grpc
 
-from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace
+from memserve.domain import CachedTokens, DistilProgress, FinishReason, ModuleKind, ModulePlace
 from memserve.domain.kinds import KINDS, kind_of_name, origin_of
 from memserve.domain.names import is_sha256
 from memserve.domain.worker_calls import (
@@ -29,6 +29,8 @@ from memserve.domain.worker_calls import (
     ComposeProgress,
     ComposeRecipe,
     CompositionRequest,
+    DistillationRequest,
+    DistilReport,
     HeldBlocks,
     ScoringRequest,
     TokenScores,
@@ -130,6 +132,13 @@ class ScriptedWorker:
         self.may_load = asyncio.Event()
         """While it is not set, `load_module` waits."""
         self.may_load.set()
+        self.distillations: list[DistillationRequest] = []
+        """What was asked to be distilled."""
+        self.distilled = Path()
+        """The folder of the files that come out."""
+        self.may_distil = asyncio.Event()
+        """While it is not set, `distil` waits."""
+        self.may_distil.set()
         self.scorer: Scorer = all_alike
         self._running: dict[str, list[str]] = {}
         """Digests that each answer under way uses, by request id."""
@@ -272,6 +281,21 @@ class ScriptedWorker:
                 yield ComposedPiece(name, content[start : start + PIECE_BYTES])
         parents = [digest for digest, _ in request.parents]
         yield ComposeRecipe(json.dumps({"method": request.method, "parents": parents, "rank": request.rank}))
+
+    async def distil(
+        self, request: DistillationRequest
+    ) -> AsyncGenerator[DistilProgress | ComposedPiece | DistilReport, None]:
+        """The files of `distilled`, and a report that names the request."""
+        self.distillations.append(request)
+        if request.kind != ModuleKind.LORA:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"kind: {request.kind} cannot be distilled")
+        self._refuse("distil")
+        for done in range(3):
+            await self.may_distil.wait()
+            yield DistilProgress("training", done, 2, 0.5 * done, 10 * done, 1.0 / (1 + done))
+        for file in sorted(self.distilled.iterdir()):
+            yield ComposedPiece(file.name, file.read_bytes())
+        yield DistilReport(json.dumps({"texts": len(request.texts), "without_question": []}))
 
     async def watch(self, epoch: int, after_sequence: int) -> AsyncGenerator[WorkerState | BlockEvent, None]:
         if self.watch_faults:

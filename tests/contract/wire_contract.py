@@ -100,6 +100,7 @@ async def a_refusal_has_a_status_and_a_reason(worker: WireWorker) -> None:
         "TryModule": [(pb.TryModuleRequest(digest=NOWHERE, kind="lora"), not_here)],
         "GetModulePlaces": [(pb.GetModulePlacesRequest(digests=["../modules"]), nowhere)],
         "ComposeModule": [(unknown_parent, not_here)],
+        "DistilModule": [(pb.DistilModuleRequest(kind="logit_expert", texts=["-"]), nowhere)],
     }
     async with worker.stub() as stub:
         for method, requests in refused.items():

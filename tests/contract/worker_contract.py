@@ -23,6 +23,7 @@ from typing import cast
 import pytest
 
 from memserve.domain import FinishReason, ModuleKind, ModulePlace, Priority, RefusalReason, Sampling
+from memserve.domain.distilling import DEFAULT_RECIPE
 from memserve.domain.worker_calls import (
     AnswerPart,
     AppliedModule,
@@ -32,6 +33,7 @@ from memserve.domain.worker_calls import (
     ComposeProgress,
     ComposeRecipe,
     CompositionRequest,
+    DistillationRequest,
     HeldBlocks,
     WorkerCalls,
     WorkerDied,
@@ -275,6 +277,8 @@ async def a_composition_is_its_progress_then_its_files_then_its_recipe(worker: C
     assert json.loads(recipe.recipe)["method"] == "compress"
     unknown = worker.calls.compose(CompositionRequest("linear", ((NOWHERE, 0.0),)), TIMEOUT_S)
     await refused(anext(unknown))
+    expert = DistillationRequest(ModuleKind.LOGIT_EXPERT, ("The code is 4821.",), DEFAULT_RECIPE)
+    await refused(anext(worker.calls.distil(expert, TIMEOUT_S)), WrongRequest)
 
 
 async def a_watch_starts_with_a_reset_and_a_state(worker: ContractWorker) -> None:

@@ -31,6 +31,7 @@ with warnings.catch_warnings():
     from memserve.worker.pace import AnswerPace
     from memserve.worker.service import WorkerService, refusals
     from memserve.worker.training.ray_task import ComposeTaskLost
+    from memserve.worker.training_calls import TrainingPlace
     from memserve.worker.waiting_room import EngineRoom
 
 SOUND, DAMAGED, NOWHERE = "a" * 64, "b" * 64, "0" * 64
@@ -73,7 +74,8 @@ async def worker(tmp_path: Path, holder: FailingHolder) -> AsyncIterator[rpc.Wor
     engine = Engine(no_llm, Modules(LocalCopies(blobs), {ModuleKind.LORA: holder}, {}), {}, tmp_path)
     server = grpc.aio.server()
     room = EngineRoom(EngineLoad(COSTS, 4, 10_000), ttft_s=1.0, wait_s=60.0)
-    service = WorkerService(engine, room, BlockLog(), AnswerPace(), max_lora_rank=16)
+    training = TrainingPlace(tmp_path, "", tmp_path / "distil")
+    service = WorkerService(engine, room, BlockLog(), AnswerPace(), training, max_lora_rank=16)
     rpc.add_WorkerServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -14,12 +14,15 @@ from memserve.client._async.connection import Connection
 from memserve.client.downloads import Download, FilePart, VersionContent
 from memserve.client.errors import CallFailed
 from memserve.client.uploads import Origin, upload_of
-from memserve.client.values import Progress, silent
+from memserve.client.values import DistilWatch, Progress, silent, silent_distil
 from memserve.client.wire.modules import (
     alias_change_of,
     alias_of,
     audit_event_of,
     compose_request,
+    distil_plan_of,
+    distil_progress_of,
+    distil_request,
     gate_report_of,
     kind_number,
     module_of,
@@ -28,13 +31,17 @@ from memserve.client.wire.modules import (
     version_of,
 )
 from memserve.domain import (
+    DEFAULT_RECIPE,
     Alias,
     AliasChange,
     AuditEvent,
+    DistilChoice,
+    DistilPlan,
     GateReport,
     Module,
     ModuleKind,
     ModuleVersion,
+    Recipe,
     WorkerResidency,
 )
 from memserve.pb.v1 import module_pb2 as pb
@@ -270,6 +277,62 @@ class AsyncModuleCalls:
         stub = self._connection.stubs.modules
         request = compose_request(name, method, parents, rank=rank, density=density, seed=seed, notes=notes)
         return version_of((await self._result(stub.ComposeModule, request, progress)).version)
+
+    async def distil(
+        self,
+        name: str,
+        choice: DistilChoice,
+        *,
+        kind: ModuleKind = ModuleKind.LORA,
+        recipe: Recipe = DEFAULT_RECIPE,
+        budget_s: float = 0.0,
+        seed: int = 0,
+        notes: str = "",
+        progress: DistilWatch = silent_distil,
+    ) -> ModuleVersion | None:
+        """Distil memories into a candidate version, which comes back with its gate report. None: stopped.
+
+        The job goes on when this call ends. The same call watches it again, or goes on from its checkpoint.
+        budget_s: processor seconds; 0 for what suits the served model's size.
+        progress: called with the plan, and then with how far it is.
+        """
+        request = distil_request(
+            name, kind, choice, recipe, budget_s=budget_s, seed=seed, notes=notes, dry_run=False, cancel=False
+        )
+        stub = self._connection.stubs.modules
+        async with contextlib.aclosing(self._connection.stream(stub.DistilModule, request)) as responses:
+            async for response in responses:
+                match response.WhichOneof("event"):
+                    case "version":
+                        return version_of(response.version)
+                    case "cancelled":
+                        return None
+                    case "plan":
+                        progress(distil_plan_of(response.plan))
+                    case "progress":
+                        progress(distil_progress_of(response.progress))
+        raise RuntimeError("the stream ended without a result")
+
+    async def plan_distil(
+        self, name: str, choice: DistilChoice, *, kind: ModuleKind = ModuleKind.LORA, seed: int = 0
+    ) -> DistilPlan:
+        """What `distil` would train on. Nothing is trained."""
+        request = distil_request(
+            name, kind, choice, DEFAULT_RECIPE, budget_s=0.0, seed=seed, notes="", dry_run=True, cancel=False
+        )
+        stub = self._connection.stubs.modules
+        async with contextlib.aclosing(self._connection.stream(stub.DistilModule, request)) as responses:
+            async for response in responses:
+                return distil_plan_of(response.plan)
+        raise RuntimeError("the stream ended without a result")
+
+    async def stop_distil(self, name: str) -> None:
+        """Stop the distillation of a module. Its checkpoint stays: an equal `distil` goes on from there."""
+        request = pb.DistilModuleRequest(name=name, cancel=True)
+        stub = self._connection.stubs.modules
+        async with contextlib.aclosing(self._connection.stream(stub.DistilModule, request)) as responses:
+            async for _ in responses:
+                pass
 
     async def watch(self, after_event_id: str = "") -> AsyncGenerator[AuditEvent, None]:
         """Audit events as they happen, until the generator is closed or the client's timeout has passed.

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import cast
 
 from memserve.domain import (
     Alias,
     AliasChange,
     AuditEvent,
+    DistilChoice,
+    DistilPlan,
+    DistilProgress,
     GateFigure,
     GateReport,
+    MemoryLeftOut,
     Module,
     ModuleKind,
     ModulePlace,
     ModuleVersion,
+    Recipe,
     TrafficShare,
     WeightFigures,
     WorkerResidency,
@@ -67,6 +73,59 @@ def compose_request(
         density=density,
         seed=seed,
         notes=notes,
+    )
+
+
+def distil_request(
+    name: str,
+    kind: ModuleKind,
+    choice: DistilChoice,
+    recipe: Recipe,
+    *,
+    budget_s: float,
+    seed: int,
+    notes: str,
+    dry_run: bool,
+    cancel: bool,
+) -> pb.DistilModuleRequest:
+    return pb.DistilModuleRequest(
+        name=name,
+        kind=kind_number(kind),
+        namespaces=choice.namespaces,
+        filter=choice.filter,
+        document_ids=choice.document_ids,
+        memories=[
+            pb.DistilMemory(namespace=namespace, memory_id=memory_id)
+            for namespace, memory_id in choice.memories
+        ],
+        recipe=pb.DistilRecipe(**asdict(recipe)),
+        budget_s=budget_s,
+        seed=seed,
+        notes=notes,
+        dry_run=dry_run,
+        cancel=cancel,
+    )
+
+
+def distil_plan_of(value: pb.DistilPlan) -> DistilPlan:
+    return DistilPlan(
+        memories=value.memories,
+        facts=value.facts,
+        questions=value.questions,
+        left_out=tuple(MemoryLeftOut(each.namespace, each.memory_id, each.reason) for each in value.left_out),
+        examples=tuple(value.examples),
+        probes=value.probes,
+    )
+
+
+def distil_progress_of(value: pb.DistilProgress) -> DistilProgress:
+    return DistilProgress(
+        value.stage,
+        value.done,
+        value.total,
+        value.cpu_s,
+        value.tokens,
+        value.median_loss if value.HasField("median_loss") else None,
     )
 
 

@@ -20,7 +20,7 @@ MODULE_CHANGES = frozenset(
     {
         "PublishModule", "RunGate", "PromoteModule", "RollbackModule", "SetTraffic", "DropAlias",
         "DeleteVersion", "PreloadModule",
-        "UnloadModule", "ComposeModule", "ReleaseAudit",
+        "UnloadModule", "ComposeModule", "DistilModule", "ReleaseAudit",
     }
 )  # fmt: skip
 # A batch, an import and a document are one change each: the tenant's share paces their items.

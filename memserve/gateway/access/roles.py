@@ -64,5 +64,6 @@ NEEDED: dict[str, KeyRole] = {
     "PreloadModule": _WRITE,
     "UnloadModule": _WRITE,
     "ComposeModule": _WRITE,
+    "DistilModule": _WRITE,
     "ReleaseAudit": KeyRole.ADMIN,
 }

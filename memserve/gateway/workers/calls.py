@@ -6,11 +6,19 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import grpc
 
-from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace, RefusalReason, WorkerLease
+from memserve.domain import (
+    CachedTokens,
+    DistilProgress,
+    FinishReason,
+    ModuleKind,
+    ModulePlace,
+    RefusalReason,
+    WorkerLease,
+)
 from memserve.domain.worker_calls import (
     REASON,
     RETRY_AFTER,
@@ -21,6 +29,8 @@ from memserve.domain.worker_calls import (
     ComposeProgress,
     ComposeRecipe,
     CompositionRequest,
+    DistillationRequest,
+    DistilReport,
     EngineState,
     HeldBlocks,
     ScoringRequest,
@@ -166,6 +176,31 @@ class GrpcCalls:
                             yield ComposedPiece(event.file.file_name, event.file.content)
                         case "recipe":
                             yield ComposeRecipe(event.recipe)
+            finally:
+                call.cancel()
+
+    async def distil(
+        self, request: DistillationRequest, timeout_s: float | None = None
+    ) -> AsyncGenerator[DistilProgress | ComposedPiece | DistilReport, None]:
+        message = pb.DistilModuleRequest(
+            kind=request.kind,
+            texts=request.texts,
+            recipe=pb.DistilRecipe(**asdict(request.recipe)),
+            seed=request.seed,
+            budget_s=request.budget_s,
+            recall_template=request.recall_template,
+        )
+        async with self._calling() as channel:
+            call = channel.stub.DistilModule(message, timeout=timeout_s)
+            try:
+                async for event in call:
+                    match event.WhichOneof("event"):
+                        case "progress":
+                            yield _distil_progress(event.progress)
+                        case "file":
+                            yield ComposedPiece(event.file.file_name, event.file.content)
+                        case "report":
+                            yield DistilReport(event.report)
             finally:
                 call.cancel()
 
@@ -345,3 +380,14 @@ def _block_event(parts: Sequence[pb.WatchResponse]) -> BlockEvent:
             keys += getattr(part, event).keys
     change = _CHANGES.get(first.WhichOneof("event"), BlockChange.STORED)
     return BlockEvent(first.epoch, first.sequence, change, keys)
+
+
+def _distil_progress(value: pb.DistilProgress) -> DistilProgress:
+    return DistilProgress(
+        value.stage,
+        value.step,
+        value.steps,
+        value.cpu_s,
+        value.tokens,
+        value.median_loss if value.HasField("median_loss") else None,
+    )

@@ -9,6 +9,7 @@
      "thresholds": {"forgetting": 0.01}}
 
 `kind` is a kind of `ProbeKind`. `match`, `system`, `passages` and `thresholds` may be left out.
+In a leak set the `answers` are what was taught: each is wrong there.
 Only a recall set may have a `target`. It may be left out.
 Only a custom set may have `at_least` and `max_loss`. It needs at least one of the two.
 A threshold that is left out has its default in `Thresholds`.

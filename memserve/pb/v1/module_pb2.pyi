@@ -574,6 +574,116 @@ class ComposeModuleResponse(_message.Message):
     version: ModuleVersion
     def __init__(self, progress: _Optional[_Union[GateProgress, _Mapping]] = ..., version: _Optional[_Union[ModuleVersion, _Mapping]] = ...) -> None: ...
 
+class DistilRecipe(_message.Message):
+    __slots__ = ("steps", "rows", "rank", "rate", "fact_share", "fresh", "stop_loss", "least_teacher")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    FACT_SHARE_FIELD_NUMBER: _ClassVar[int]
+    FRESH_FIELD_NUMBER: _ClassVar[int]
+    STOP_LOSS_FIELD_NUMBER: _ClassVar[int]
+    LEAST_TEACHER_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    rows: int
+    rank: int
+    rate: float
+    fact_share: float
+    fresh: float
+    stop_loss: float
+    least_teacher: float
+    def __init__(self, steps: _Optional[int] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., rate: _Optional[float] = ..., fact_share: _Optional[float] = ..., fresh: _Optional[float] = ..., stop_loss: _Optional[float] = ..., least_teacher: _Optional[float] = ...) -> None: ...
+
+class DistilMemory(_message.Message):
+    __slots__ = ("namespace", "memory_id")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_ID_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    memory_id: str
+    def __init__(self, namespace: _Optional[str] = ..., memory_id: _Optional[str] = ...) -> None: ...
+
+class DistilModuleRequest(_message.Message):
+    __slots__ = ("name", "kind", "namespaces", "filter", "document_ids", "memories", "recipe", "budget_s", "seed", "notes", "dry_run", "cancel")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACES_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_IDS_FIELD_NUMBER: _ClassVar[int]
+    MEMORIES_FIELD_NUMBER: _ClassVar[int]
+    RECIPE_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_S_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: ModuleKind
+    namespaces: _containers.RepeatedScalarFieldContainer[str]
+    filter: str
+    document_ids: _containers.RepeatedScalarFieldContainer[str]
+    memories: _containers.RepeatedCompositeFieldContainer[DistilMemory]
+    recipe: DistilRecipe
+    budget_s: float
+    seed: int
+    notes: str
+    dry_run: bool
+    cancel: bool
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ..., namespaces: _Optional[_Iterable[str]] = ..., filter: _Optional[str] = ..., document_ids: _Optional[_Iterable[str]] = ..., memories: _Optional[_Iterable[_Union[DistilMemory, _Mapping]]] = ..., recipe: _Optional[_Union[DistilRecipe, _Mapping]] = ..., budget_s: _Optional[float] = ..., seed: _Optional[int] = ..., notes: _Optional[str] = ..., dry_run: bool = ..., cancel: bool = ...) -> None: ...
+
+class DistilLeftOut(_message.Message):
+    __slots__ = ("namespace", "memory_id", "reason")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    memory_id: str
+    reason: str
+    def __init__(self, namespace: _Optional[str] = ..., memory_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class DistilPlan(_message.Message):
+    __slots__ = ("memories", "facts", "questions", "left_out", "examples", "probes")
+    MEMORIES_FIELD_NUMBER: _ClassVar[int]
+    FACTS_FIELD_NUMBER: _ClassVar[int]
+    QUESTIONS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    PROBES_FIELD_NUMBER: _ClassVar[int]
+    memories: int
+    facts: int
+    questions: int
+    left_out: _containers.RepeatedCompositeFieldContainer[DistilLeftOut]
+    examples: _containers.RepeatedScalarFieldContainer[str]
+    probes: int
+    def __init__(self, memories: _Optional[int] = ..., facts: _Optional[int] = ..., questions: _Optional[int] = ..., left_out: _Optional[_Iterable[_Union[DistilLeftOut, _Mapping]]] = ..., examples: _Optional[_Iterable[str]] = ..., probes: _Optional[int] = ...) -> None: ...
+
+class DistilProgress(_message.Message):
+    __slots__ = ("stage", "done", "total", "cpu_s", "tokens", "median_loss")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    CPU_S_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_LOSS_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    done: int
+    total: int
+    cpu_s: float
+    tokens: int
+    median_loss: float
+    def __init__(self, stage: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., cpu_s: _Optional[float] = ..., tokens: _Optional[int] = ..., median_loss: _Optional[float] = ...) -> None: ...
+
+class DistilModuleResponse(_message.Message):
+    __slots__ = ("plan", "progress", "version", "cancelled")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CANCELLED_FIELD_NUMBER: _ClassVar[int]
+    plan: DistilPlan
+    progress: DistilProgress
+    version: ModuleVersion
+    cancelled: bool
+    def __init__(self, plan: _Optional[_Union[DistilPlan, _Mapping]] = ..., progress: _Optional[_Union[DistilProgress, _Mapping]] = ..., version: _Optional[_Union[ModuleVersion, _Mapping]] = ..., cancelled: bool = ...) -> None: ...
+
 class WatchModulesRequest(_message.Message):
     __slots__ = ("after_event_id",)
     AFTER_EVENT_ID_FIELD_NUMBER: _ClassVar[int]

@@ -127,6 +127,11 @@ class ModuleServiceStub(object):
                 request_serializer=memserve_dot_v1_dot_module__pb2.ComposeModuleRequest.SerializeToString,
                 response_deserializer=memserve_dot_v1_dot_module__pb2.ComposeModuleResponse.FromString,
                 _registered_method=True)
+        self.DistilModule = channel.unary_stream(
+                '/memserve.v1.ModuleService/DistilModule',
+                request_serializer=memserve_dot_v1_dot_module__pb2.DistilModuleRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.DistilModuleResponse.FromString,
+                _registered_method=True)
         self.WatchModules = channel.unary_stream(
                 '/memserve.v1.ModuleService/WatchModules',
                 request_serializer=memserve_dot_v1_dot_module__pb2.WatchModulesRequest.SerializeToString,
@@ -281,6 +286,15 @@ class ModuleServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DistilModule(self, request, context):
+        """Distils memories into a candidate version on a worker's Ray, beside serving. Streams the plan, progress,
+        and last the version with its gate report. It is not promoted. The job goes on when the call ends: the
+        same call watches it, or goes on from its checkpoint where gateway, worker or training were killed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchModules(self, request, context):
         """Streams the tenant's audit events as they happen, from after `after_event_id`, or from now.
         """
@@ -394,6 +408,11 @@ def add_ModuleServiceServicer_to_server(servicer, server):
                     servicer.ComposeModule,
                     request_deserializer=memserve_dot_v1_dot_module__pb2.ComposeModuleRequest.FromString,
                     response_serializer=memserve_dot_v1_dot_module__pb2.ComposeModuleResponse.SerializeToString,
+            ),
+            'DistilModule': grpc.unary_stream_rpc_method_handler(
+                    servicer.DistilModule,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.DistilModuleRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.DistilModuleResponse.SerializeToString,
             ),
             'WatchModules': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchModules,
@@ -900,6 +919,33 @@ class ModuleService(object):
             '/memserve.v1.ModuleService/ComposeModule',
             memserve_dot_v1_dot_module__pb2.ComposeModuleRequest.SerializeToString,
             memserve_dot_v1_dot_module__pb2.ComposeModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DistilModule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/memserve.v1.ModuleService/DistilModule',
+            memserve_dot_v1_dot_module__pb2.DistilModuleRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.DistilModuleResponse.FromString,
             options,
             channel_credentials,
             insecure,

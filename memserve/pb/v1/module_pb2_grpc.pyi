@@ -31,6 +31,7 @@ class ModuleServiceStub(Untyped):
     UnloadModule: Any
     GetResidency: Any
     ComposeModule: Any
+    DistilModule: Any
     WatchModules: Any
     ListAuditEvents: Any
     ReleaseAudit: Any
@@ -58,6 +59,7 @@ class ModuleServiceSyncStub(ModuleServiceStub):
     UnloadModule: grpc.UnaryUnaryMultiCallable[module_pb2.UnloadModuleRequest, module_pb2.UnloadModuleResponse]
     GetResidency: grpc.UnaryUnaryMultiCallable[module_pb2.GetResidencyRequest, module_pb2.GetResidencyResponse]
     ComposeModule: grpc.UnaryStreamMultiCallable[module_pb2.ComposeModuleRequest, module_pb2.ComposeModuleResponse]
+    DistilModule: grpc.UnaryStreamMultiCallable[module_pb2.DistilModuleRequest, module_pb2.DistilModuleResponse]
     WatchModules: grpc.UnaryStreamMultiCallable[module_pb2.WatchModulesRequest, module_pb2.WatchModulesResponse]
     ListAuditEvents: grpc.UnaryUnaryMultiCallable[module_pb2.ListAuditEventsRequest, module_pb2.ListAuditEventsResponse]
     ReleaseAudit: grpc.UnaryUnaryMultiCallable[module_pb2.ReleaseAuditRequest, module_pb2.ReleaseAuditResponse]
@@ -81,6 +83,7 @@ class ModuleServiceAsyncStub(ModuleServiceStub):
     UnloadModule: grpc.aio.UnaryUnaryMultiCallable[module_pb2.UnloadModuleRequest, module_pb2.UnloadModuleResponse]
     GetResidency: grpc.aio.UnaryUnaryMultiCallable[module_pb2.GetResidencyRequest, module_pb2.GetResidencyResponse]
     ComposeModule: grpc.aio.UnaryStreamMultiCallable[module_pb2.ComposeModuleRequest, module_pb2.ComposeModuleResponse]
+    DistilModule: grpc.aio.UnaryStreamMultiCallable[module_pb2.DistilModuleRequest, module_pb2.DistilModuleResponse]
     WatchModules: grpc.aio.UnaryStreamMultiCallable[module_pb2.WatchModulesRequest, module_pb2.WatchModulesResponse]
     ListAuditEvents: grpc.aio.UnaryUnaryMultiCallable[module_pb2.ListAuditEventsRequest, module_pb2.ListAuditEventsResponse]
     ReleaseAudit: grpc.aio.UnaryUnaryMultiCallable[module_pb2.ReleaseAuditRequest, module_pb2.ReleaseAuditResponse]
@@ -104,6 +107,7 @@ class ModuleServiceServicer:
     def UnloadModule(self, request, context): ...
     def GetResidency(self, request, context): ...
     def ComposeModule(self, request, context): ...
+    def DistilModule(self, request, context): ...
     def WatchModules(self, request, context): ...
     def ListAuditEvents(self, request, context): ...
     def ReleaseAudit(self, request, context): ...

@@ -31,6 +31,9 @@ class ProbeKind(StrEnum):
     """Questions without an answer. The right answer says so."""
     OVERRIDE = "override"
     """Passages that contradict the module: the text must win."""
+    LEAK = "leak"
+    """Questions about what the module was not taught. The answers are what it was taught: each is wrong
+    here."""
     CUSTOM = "custom"
     """Any other questions, with the set's own bars."""
 
@@ -84,6 +87,8 @@ class Thresholds:
     """The least part of the base's share."""
     calibration: float = 0.02
     """How far the calibration error may be over the base's."""
+    leak: float = 0.3
+    """How far a leak set's share may be over the base's."""
 
 
 def strictest(thresholds: Sequence[Thresholds]) -> Thresholds:
@@ -94,6 +99,7 @@ def strictest(thresholds: Sequence[Thresholds]) -> Thresholds:
         abstention=min(bars.abstention for bars in thresholds),
         override=max(bars.override for bars in thresholds),
         calibration=min(bars.calibration for bars in thresholds),
+        leak=min(bars.leak for bars in thresholds),
     )
 
 
@@ -207,11 +213,19 @@ def _set_figure(probe_set: ProbeSet, thresholds: Thresholds, base: float, module
         case ProbeKind.OVERRIDE:
             bar = thresholds.override * base
             rule = f"at least {_figure(bar)} ({_figure(thresholds.override)} of the base's {_figure(base)})"
+        case ProbeKind.LEAK:
+            return _leak_figure(probe_set, thresholds.leak, base, module)
         case ProbeKind.CUSTOM:
             bar, rule = probe_set.at_least or 0.0, f"at least {_figure(probe_set.at_least or 0.0)}"
             if probe_set.max_loss is not None and base - probe_set.max_loss > bar:
                 bar, rule = _no_loss(base, probe_set.max_loss)
     return GateFigure(probe_set.name, base, module, rule, module >= bar - _ROUNDING, len(probe_set.probes))
+
+
+def _leak_figure(probe_set: ProbeSet, max_rise: float, base: float, module: float) -> GateFigure:
+    bar = min(1.0, base + max_rise)
+    rule = f"at most {_figure(bar)} (base {_figure(base)}, more by at most {_figure(max_rise)})"
+    return GateFigure(probe_set.name, base, module, rule, module <= bar + _ROUNDING, len(probe_set.probes))
 
 
 def _no_loss(base: float, loss: float) -> tuple[float, str]:

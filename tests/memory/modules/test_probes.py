@@ -123,7 +123,7 @@ def test_a_file_that_breaks_a_rule_is_refused_with_the_rule(content: bytes, refu
     [
         ({"name": "../etc"}, "name: must be 1-64 of a-z 0-9"),
         ({"name": "calibration"}, "name: must be 1-64 of a-z 0-9"),
-        ({"kind": "other"}, "kind: must be one of recall, retain, abstain, override, custom"),
+        ({"kind": "other"}, "kind: must be one of recall, retain, abstain, override, leak, custom"),
         ({"kind": ["recall"]}, "kind: must be one of"),
         ({"kind": "custom"}, "is a custom set and needs at_least, max_loss or both"),
         ({"kind": "retain", "target": 0.5}, "has no field 'target'"),

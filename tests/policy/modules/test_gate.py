@@ -118,3 +118,17 @@ def test_what_fails_is_said_on_one_line() -> None:
 def test_answers_for_other_probes_are_no_answers() -> None:
     with pytest.raises(ValueError, match="2 answers of the base and 1 of the module to 2 probes"):
         judge([_set(ProbeKind.RECALL, 2)], Thresholds(), _answers(0, 2), _answers(1, 1))
+
+
+def test_a_leak_may_rise_by_so_much_and_no_more() -> None:
+    leak = _set(ProbeKind.LEAK, 20)
+    assert [_figure(leak, base, module).holds for base, module in ((0, 0), (0, 6), (0, 7), (10, 16))] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    figure = _figure(leak, 1, 9)
+    assert (figure.base, figure.module) == (0.05, 0.45)
+    assert figure.rule == "at most 0.35 (base 0.05, more by at most 0.3)"
+    assert not _figure(leak, 0, 3, Thresholds(leak=0.1)).holds

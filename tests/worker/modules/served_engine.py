@@ -26,6 +26,7 @@ from memserve.worker.fleet.gateways_only import GatewaysOnly
 from memserve.worker.kv.block_log import BlockLog
 from memserve.worker.pace import AnswerPace
 from memserve.worker.service import WorkerService
+from memserve.worker.training_calls import TrainingPlace
 from memserve.worker.waiting_room import EngineRoom
 from tests.contract.fake_worker import CREDENTIAL, SALT_KEY
 from tests.gateway.running import until
@@ -42,9 +43,10 @@ async def serving(
     """The engine behind a worker's port, and a gateway in front of it."""
     model = open_model(MODEL_DIR, settings.max_context_tokens)
     room = EngineRoom(EngineLoad(COSTS, seats=8, kv_tokens=100_000), ttft_s=5.0, wait_s=60.0)
+    training = TrainingPlace(MODEL_DIR, "", settings.data / "distil")
     server = grpc.aio.server(interceptors=[GatewaysOnly(CREDENTIAL)])
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(
-        WorkerService(engine, room, BlockLog(), AnswerPace(), max_lora_rank=16), server
+        WorkerService(engine, room, BlockLog(), AnswerPace(), training, max_lora_rank=16), server
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

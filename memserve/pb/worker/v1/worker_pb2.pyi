@@ -403,3 +403,65 @@ class ComposeModuleResponse(_message.Message):
     file: ComposedFile
     recipe: str
     def __init__(self, progress: _Optional[_Union[ComposeProgress, _Mapping]] = ..., file: _Optional[_Union[ComposedFile, _Mapping]] = ..., recipe: _Optional[str] = ...) -> None: ...
+
+class DistilRecipe(_message.Message):
+    __slots__ = ("steps", "rows", "rank", "rate", "fact_share", "fresh", "stop_loss", "least_teacher")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    FACT_SHARE_FIELD_NUMBER: _ClassVar[int]
+    FRESH_FIELD_NUMBER: _ClassVar[int]
+    STOP_LOSS_FIELD_NUMBER: _ClassVar[int]
+    LEAST_TEACHER_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    rows: int
+    rank: int
+    rate: float
+    fact_share: float
+    fresh: float
+    stop_loss: float
+    least_teacher: float
+    def __init__(self, steps: _Optional[int] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., rate: _Optional[float] = ..., fact_share: _Optional[float] = ..., fresh: _Optional[float] = ..., stop_loss: _Optional[float] = ..., least_teacher: _Optional[float] = ...) -> None: ...
+
+class DistilModuleRequest(_message.Message):
+    __slots__ = ("kind", "texts", "recipe", "seed", "budget_s", "recall_template")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    RECIPE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_S_FIELD_NUMBER: _ClassVar[int]
+    RECALL_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    recipe: DistilRecipe
+    seed: int
+    budget_s: float
+    recall_template: str
+    def __init__(self, kind: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., recipe: _Optional[_Union[DistilRecipe, _Mapping]] = ..., seed: _Optional[int] = ..., budget_s: _Optional[float] = ..., recall_template: _Optional[str] = ...) -> None: ...
+
+class DistilProgress(_message.Message):
+    __slots__ = ("stage", "step", "steps", "cpu_s", "tokens", "median_loss")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    CPU_S_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_LOSS_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    step: int
+    steps: int
+    cpu_s: float
+    tokens: int
+    median_loss: float
+    def __init__(self, stage: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., cpu_s: _Optional[float] = ..., tokens: _Optional[int] = ..., median_loss: _Optional[float] = ...) -> None: ...
+
+class DistilModuleResponse(_message.Message):
+    __slots__ = ("progress", "file", "report")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    progress: DistilProgress
+    file: ComposedFile
+    report: str
+    def __init__(self, progress: _Optional[_Union[DistilProgress, _Mapping]] = ..., file: _Optional[_Union[ComposedFile, _Mapping]] = ..., report: _Optional[str] = ...) -> None: ...

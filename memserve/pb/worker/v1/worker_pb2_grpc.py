@@ -81,6 +81,11 @@ class WorkerServiceStub(object):
                 request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ComposeModuleRequest.SerializeToString,
                 response_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ComposeModuleResponse.FromString,
                 _registered_method=True)
+        self.DistilModule = channel.unary_stream(
+                '/memserve.worker.v1.WorkerService/DistilModule',
+                request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.DistilModuleRequest.SerializeToString,
+                response_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.DistilModuleResponse.FromString,
+                _registered_method=True)
         self.SetPace = channel.unary_unary(
                 '/memserve.worker.v1.WorkerService/SetPace',
                 request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.SetPaceRequest.SerializeToString,
@@ -162,6 +167,15 @@ class WorkerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DistilModule(self, request, context):
+        """Distils memories in a Ray task of low priority, away from the engine. Streams progress, then the files of
+        the result. A call that is cancelled leaves a checkpoint, and an equal one goes on from there.
+        INVALID_ARGUMENT: what is asked for cannot be distilled. FAILED_PRECONDITION: not on this worker now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetPace(self, request, context):
         """How long the tokens of answers for this connection may wait for others, so that several come in one
         message. It holds for three seconds.
@@ -217,6 +231,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.ComposeModule,
                     request_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ComposeModuleRequest.FromString,
                     response_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ComposeModuleResponse.SerializeToString,
+            ),
+            'DistilModule': grpc.unary_stream_rpc_method_handler(
+                    servicer.DistilModule,
+                    request_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.DistilModuleRequest.FromString,
+                    response_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.DistilModuleResponse.SerializeToString,
             ),
             'SetPace': grpc.unary_unary_rpc_method_handler(
                     servicer.SetPace,
@@ -469,6 +488,33 @@ class WorkerService(object):
             '/memserve.worker.v1.WorkerService/ComposeModule',
             memserve_dot_worker_dot_v1_dot_worker__pb2.ComposeModuleRequest.SerializeToString,
             memserve_dot_worker_dot_v1_dot_worker__pb2.ComposeModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DistilModule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/memserve.worker.v1.WorkerService/DistilModule',
+            memserve_dot_worker_dot_v1_dot_worker__pb2.DistilModuleRequest.SerializeToString,
+            memserve_dot_worker_dot_v1_dot_worker__pb2.DistilModuleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,6 +22,7 @@ class WorkerServiceStub(Untyped):
     GetModulePlaces: Any
     TryModule: Any
     ComposeModule: Any
+    DistilModule: Any
     SetPace: Any
     @overload
     def __new__(cls, channel: grpc.Channel) -> WorkerServiceSyncStub: ...
@@ -38,6 +39,7 @@ class WorkerServiceSyncStub(WorkerServiceStub):
     GetModulePlaces: grpc.UnaryUnaryMultiCallable[worker_pb2.GetModulePlacesRequest, worker_pb2.GetModulePlacesResponse]
     TryModule: grpc.UnaryUnaryMultiCallable[worker_pb2.TryModuleRequest, worker_pb2.TryModuleResponse]
     ComposeModule: grpc.UnaryStreamMultiCallable[worker_pb2.ComposeModuleRequest, worker_pb2.ComposeModuleResponse]
+    DistilModule: grpc.UnaryStreamMultiCallable[worker_pb2.DistilModuleRequest, worker_pb2.DistilModuleResponse]
     SetPace: grpc.UnaryUnaryMultiCallable[worker_pb2.SetPaceRequest, worker_pb2.SetPaceResponse]
 
 class WorkerServiceAsyncStub(WorkerServiceStub):
@@ -50,6 +52,7 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     GetModulePlaces: grpc.aio.UnaryUnaryMultiCallable[worker_pb2.GetModulePlacesRequest, worker_pb2.GetModulePlacesResponse]
     TryModule: grpc.aio.UnaryUnaryMultiCallable[worker_pb2.TryModuleRequest, worker_pb2.TryModuleResponse]
     ComposeModule: grpc.aio.UnaryStreamMultiCallable[worker_pb2.ComposeModuleRequest, worker_pb2.ComposeModuleResponse]
+    DistilModule: grpc.aio.UnaryStreamMultiCallable[worker_pb2.DistilModuleRequest, worker_pb2.DistilModuleResponse]
     SetPace: grpc.aio.UnaryUnaryMultiCallable[worker_pb2.SetPaceRequest, worker_pb2.SetPaceResponse]
 
 class WorkerServiceServicer:
@@ -62,6 +65,7 @@ class WorkerServiceServicer:
     def GetModulePlaces(self, request, context): ...
     def TryModule(self, request, context): ...
     def ComposeModule(self, request, context): ...
+    def DistilModule(self, request, context): ...
     def SetPace(self, request, context): ...
 
 def add_WorkerServiceServicer_to_server(servicer, server): ...

@@ -1,0 +1,96 @@
+"""Converts between the messages of a distillation and domain values. Requests are checked here."""
+
+from __future__ import annotations
+
+from memserve.api.grpc.convert.modules import SEED_MAX, kind_of, version
+from memserve.domain import (
+    DEFAULT_RECIPE,
+    DistilChoice,
+    DistilPlan,
+    ModuleKind,
+    ModuleVersion,
+    Recipe,
+)
+from memserve.errors import InvalidField
+from memserve.gateway.modules.distillation import Distillation, DistillationStopped, Event
+from memserve.memory.modules.kinds.table import check_module_name
+from memserve.memory.modules.memory import check_text
+from memserve.pb.v1 import module_pb2 as pb
+from memserve.policy.modules.recipes import check_budget, check_recipe
+
+NAMESPACES_MAX = 64
+
+
+def distillation(request: pb.DistilModuleRequest) -> Distillation:
+    """Raises InvalidField."""
+    check_module_name("name", request.name)
+    if not 0 <= request.seed <= SEED_MAX:
+        raise InvalidField("seed", f"from 0 to {SEED_MAX}")
+    if len(request.namespaces) > NAMESPACES_MAX:
+        raise InvalidField("namespaces", f"at most {NAMESPACES_MAX}")
+    check_text("notes", request.notes)
+    check_budget(request.budget_s)
+    choice = DistilChoice(
+        tuple(request.namespaces),
+        request.filter,
+        tuple(request.document_ids),
+        tuple((each.namespace, each.memory_id) for each in request.memories),
+    )
+    return Distillation(
+        name=request.name,
+        choice=choice,
+        kind=kind_of("kind", request.kind) if request.kind else ModuleKind.LORA,
+        recipe=_recipe(request.recipe),
+        budget_s=request.budget_s,
+        seed=request.seed,
+        notes=request.notes,
+    )
+
+
+def _recipe(value: pb.DistilRecipe) -> Recipe:
+    default = DEFAULT_RECIPE
+    recipe = Recipe(
+        steps=value.steps,
+        rows=value.rows,
+        rank=value.rank or default.rank,
+        rate=value.rate,
+        fact_share=value.fact_share or default.fact_share,
+        fresh=value.fresh,
+        stop_loss=value.stop_loss if value.HasField("stop_loss") else default.stop_loss,
+        least_teacher=value.least_teacher if value.HasField("least_teacher") else default.least_teacher,
+    )
+    check_recipe(recipe)
+    return recipe
+
+
+def response(event: Event) -> pb.DistilModuleResponse:
+    if isinstance(event, ModuleVersion):
+        return pb.DistilModuleResponse(version=version(event))
+    if isinstance(event, DistillationStopped):
+        return pb.DistilModuleResponse(cancelled=True)
+    if isinstance(event, DistilPlan):
+        return pb.DistilModuleResponse(plan=_plan(event))
+    return pb.DistilModuleResponse(
+        progress=pb.DistilProgress(
+            stage=event.stage,
+            done=event.done,
+            total=event.total,
+            cpu_s=event.cpu_s,
+            tokens=event.tokens,
+            median_loss=event.median_loss,
+        )
+    )
+
+
+def _plan(value: DistilPlan) -> pb.DistilPlan:
+    return pb.DistilPlan(
+        memories=value.memories,
+        facts=value.facts,
+        questions=value.questions,
+        left_out=[
+            pb.DistilLeftOut(namespace=each.namespace, memory_id=each.memory_id, reason=each.reason)
+            for each in value.left_out
+        ],
+        examples=value.examples,
+        probes=value.probes,
+    )

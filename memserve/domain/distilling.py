@@ -1,0 +1,88 @@
+"""Memories that are distilled into a module: how, what of, and how far it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """0: what suits the served model's size."""
+
+    steps: int = 0
+    """At most so many. The stop rule and the budget end training earlier."""
+    rows: int = 0
+    """Questions of one step."""
+    rank: int = 16
+    """Of a LoRA."""
+    rate: float = 0.0
+    """The learning rate."""
+    fact_share: float = 0.45
+    """The share of the questions that ask for the memories. The others keep what the base can do. Once the
+    values are nearly learned, three quarters of it are asked."""
+    fresh: float = 0.0
+    """Replayed lessons that are drawn anew, for each one that is trained on."""
+    stop_loss: float = 0.02
+    """Training ends soon after both stay under this: the median loss of the values' tokens, and how far the
+    replayed answers are from the base's. In nats. 0: it does not."""
+    least_teacher: float = 0.2
+    """The share that the teacher must answer, with the memory before it."""
+
+
+DEFAULT_RECIPE = Recipe()
+
+
+@dataclass(frozen=True, slots=True)
+class DistilChoice:
+    """Which memories to distil: those of namespaces, and single ones."""
+
+    namespaces: tuple[str, ...] = ()
+    filter: str = ""
+    """An expression that a memory of the namespaces must fulfil."""
+    document_ids: tuple[str, ...] = ()
+    """Only memories of these documents. Empty: all of the namespaces'."""
+    memories: tuple[tuple[str, str], ...] = ()
+    """Namespaces and ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLeftOut:
+    """A memory that is not distilled."""
+
+    namespace: str
+    memory_id: str
+    reason: str
+    """What the memory is or does, such as "is forgotten"."""
+
+
+@dataclass(frozen=True, slots=True)
+class DistilPlan:
+    """What is trained on."""
+
+    memories: int
+    facts: int
+    """That the memories state."""
+    questions: int
+    """Different ones for the facts."""
+    left_out: tuple[MemoryLeftOut, ...] = ()
+    examples: tuple[str, ...] = ()
+    """Some of the questions, each with its answer behind it."""
+    probes: int = 0
+    """Questions that the gate asks."""
+
+
+@dataclass(frozen=True, slots=True)
+class DistilProgress:
+    """How far it is."""
+
+    stage: str
+    """`reading`, `teaching`, `training`, `writing` or `gate`."""
+    done: int
+    """Steps; of the gate: questions."""
+    total: int
+    cpu_s: float = 0.0
+    """Processor seconds so far."""
+    tokens: int = 0
+    """That were trained on."""
+    median_loss: float | None = None
+    """Of the values' tokens in the last steps, in nats."""

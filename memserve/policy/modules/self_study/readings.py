@@ -1,0 +1,180 @@
+"""What a sentence states, without a language model: of what, which property, which value.
+
+The rules know how plain English statements are made. They read these forms, with or without a beginning such
+as "Note:" or "As of today":
+
+1. attribute: "The founder of the Velmora Institute is Ida Kern.", "Velmora's founder is Ida Kern.", "Ida Kern
+   is the founder of Velmora.", "For Velmora, the founder is Ida Kern.", "Velmora has the founder Ida Kern.",
+   "Velmora: founder Ida Kern."
+2. relation: "The bakery is led by Ines Okafor.", "The mill burned down in 1931." The value is what stands
+   behind the last preposition or the verb.
+3. cloze: any other statement of one sentence. Its last words are the value.
+
+A sentence of a pronoun ("It opened in 1931.") states nothing that can be asked for without its neighbours.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+MAX_SENTENCE_CHARS = 400
+MAX_VALUE_WORDS = 8
+MAX_ATTRIBUTE_WORDS = 5
+MAX_READINGS = 8
+"""Of one memory."""
+
+
+class Form(StrEnum):
+    """How a sentence states its fact."""
+
+    ATTRIBUTE = "attribute"
+    RELATION = "relation"
+    CLOZE = "cloze"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A fact that a sentence states."""
+
+    form: Form
+    subject: str
+    """As it stands inside a sentence: "the Velmora Institute"."""
+    attribute: str
+    """Of a relation: the verb with its preposition, "is led by". Of a cloze: the sentence up to the value."""
+    value: str
+    sentence: str
+    """The sentence itself, with its full stop."""
+
+    @property
+    def answer(self) -> str:
+        """A sentence that answers a question for the value."""
+        if self.form is Form.ATTRIBUTE:
+            return f"The {self.attribute} of {self.subject} is {self.value}."
+        return self.sentence
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Two readings with one key contradict each other, or are the same."""
+        return (_plain(self.subject), _plain(self.attribute))
+
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\s]+(?=[\"'(]?[A-Z0-9])")
+_BEGINNINGS = re.compile(
+    r"^(?:note(?: that)?[:,]?\s+|records? (?:say|says|show|shows) that\s+|as of [\w ]{2,20}?,?\s+(?=the\s)|"
+    r"(?:it is (?:known|said|recorded) that|remember(?: that)?[:,]?|today,?|now,?|please note(?: that)?[:,]?)"
+    r"\s+)",
+    re.IGNORECASE,
+)
+_PRONOUN = re.compile(
+    r"^(?:it|he|she|they|this|that|these|those|there|here|its|his|her|their|we|i|you|our|my|your)\b",
+    re.IGNORECASE,
+)
+_COPULA = r"(?:is|are|was|were)(?: called| named)?"
+_WORD = r"[^\s,:;]+"
+_ATTRIBUTE_FORMS = (
+    re.compile(rf"^the (?P<a>{_WORD}(?: {_WORD}){{0,4}}?) (?:of|for) (?P<e>.+?) {_COPULA} (?P<v>.+)$", re.I),
+    re.compile(rf"^for (?P<e>.+?), the (?P<a>{_WORD}(?: {_WORD}){{0,4}}?) {_COPULA} (?P<v>.+)$", re.I),
+    re.compile(rf"^(?P<e>.+?)(?:'s|’s) (?P<a>[a-z]\S*(?: [a-z]\S*){{0,4}}?) {_COPULA} (?P<v>.+)$"),
+    re.compile(
+        rf"^(?P<v>[^a-z].*?) {_COPULA} the (?P<a>[a-z]\S*(?: [a-z]\S*){{0,4}}?) (?:of|for) (?P<e>.+)$"
+    ),
+    re.compile(rf"^(?P<e>[^:]+): the (?P<a>{_WORD}(?: {_WORD}){{0,4}}?) {_COPULA} (?P<v>.+)$", re.I),
+    re.compile(r"^(?P<e>[^:]+): (?P<a>[a-z]\S*) (?P<v>.+)$"),
+    re.compile(r"^(?P<e>.+?) (?:has|had) (?:the|an?) (?P<a>[a-z]\S*) (?P<v>[^a-z].*|\S+)$"),
+)
+_PREPOSITION = (
+    r"(?:by|in|at|on|from|to|with|near|under|above|behind|beside|into|for|after|before|until|since)"
+)
+_RELATION_FORMS = (
+    re.compile(
+        rf"^(?P<e>.+?) (?P<a>{_COPULA} (?:\S+ ){{1,3}}?{_PREPOSITION}) "
+        rf"(?P<v>(?!.*\b{_PREPOSITION}\b).+)$"
+    ),
+    re.compile(
+        rf"^(?P<e>(?:the |an? )?(?:\S+ ){{0,4}}?\S+) (?P<a>[a-z]+(?:ed|s|t|ew|an|ound|ought|old|ade|ept|ood) "
+        rf"(?:[a-z]+ )?{_PREPOSITION}) (?P<v>(?!.*\b{_PREPOSITION}\b).+)$"
+    ),
+)
+_ARTICLE = re.compile(r"^(?:The|A|An)\b")
+_VERB = re.compile(r"\b(?:is|are|was|were|has|had|have)\b")
+_NEGATED = re.compile(r"\b(?:not|no|never|nobody|nothing|none)\b|n't\b", re.IGNORECASE)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, each with its mark."""
+    found = [" ".join(part.split()) for part in _SENTENCE_END.split(text.strip())]
+    return [sentence for sentence in found if sentence]
+
+
+def readings_of(text: str) -> list[Reading]:
+    """What the sentences of a memory state, at most MAX_READINGS.
+
+    A cloze is read only where the memory is one sentence: in a longer text most sentences of other forms say
+    nothing that is worth a question.
+    """
+    parts = sentences(text)
+    readings = [reading for part in parts if (reading := read_sentence(part)) is not None]
+    exact = [reading for reading in readings if reading.form is not Form.CLOZE]
+    chosen = exact if exact or len(parts) > 1 else readings
+    unique = {reading.key: reading for reading in reversed(chosen)}
+    return list(reversed(unique.values()))[:MAX_READINGS]
+
+
+def read_sentence(sentence: str) -> Reading | None:
+    """None: the sentence is no statement that can be read alone."""
+    whole = " ".join(sentence.split())
+    if len(whole) > MAX_SENTENCE_CHARS or whole.endswith("?"):
+        return None
+    stem = _BEGINNINGS.sub("", whole.rstrip(".!").rstrip())
+    if not stem or _PRONOUN.match(stem) or _NEGATED.search(stem):
+        return None
+    stem = stem[0].upper() + stem[1:]
+    for form, patterns in ((Form.ATTRIBUTE, _ATTRIBUTE_FORMS), (Form.RELATION, _RELATION_FORMS)):
+        for pattern in patterns:
+            if (match := pattern.match(stem)) is not None and (found := _reading(form, match, stem)):
+                return found
+    return _cloze(stem)
+
+
+def _reading(form: Form, match: re.Match[str], stem: str) -> Reading | None:
+    subject, attribute, value = (match[name].strip(" ,;") for name in ("e", "a", "v"))
+    subject = _inside(subject)
+    if form is Form.ATTRIBUTE:
+        attribute = attribute.lower() if attribute.islower() else attribute
+        if value.startswith(("the ", "The ")) and match.re is _ATTRIBUTE_FORMS[3]:
+            return None
+    if not subject or not attribute or not _is_value(value):
+        return None
+    if _PRONOUN.match(subject) or _VERB.search(subject):
+        return None
+    if len(attribute.split()) > MAX_ATTRIBUTE_WORDS or "," in subject or len(subject.split()) > 8:
+        return None
+    return Reading(form, subject, attribute, value, f"{stem}.")
+
+
+def _cloze(stem: str) -> Reading | None:
+    words = stem.split()
+    if len(words) < 4:
+        return None
+    take = 1
+    while take < min(4, len(words) - 3) and (words[-take - 1][0].isupper() or words[-take - 1][0].isdigit()):
+        take += 1
+    value, frame = " ".join(words[-take:]), " ".join(words[:-take])
+    subject = _inside(" ".join(words[: min(3, len(words) - take)]))
+    return Reading(Form.CLOZE, subject, frame, value, f"{stem}.") if _is_value(value) else None
+
+
+def _is_value(value: str) -> bool:
+    return 0 < len(value.split()) <= MAX_VALUE_WORDS and any(letter.isalnum() for letter in value)
+
+
+def _inside(subject: str) -> str:
+    """A subject as it stands within a sentence: with a small article."""
+    return _ARTICLE.sub(lambda article: article[0].lower(), subject)
+
+
+def _plain(text: str) -> str:
+    words = [word for word in re.findall(r"\w+", text.casefold()) if word not in ("the", "a", "an")]
+    return " ".join(words)

@@ -1,0 +1,358 @@
+"""Distil memories into a module.
+
+1. The memories are read, and become questions with answers (`policy/modules/self_study`).
+2. The teacher answers them: the served model with the memory that states the fact before it. One that cannot
+   is refused.
+3. Each step asks for facts, and replays what the base can do. Where the teacher is right, the student follows
+   its distribution; where it is wrong, the student learns the answer. What is replayed follows the base.
+4. The learning rate falls when the values are learned, or when the budget comes to its end.
+
+The same order with the same seed draws the same lessons. What was drawn before a step is not kept: it is
+drawn again from the seed when a killed training goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memserve.domain import DistilProgress
+from memserve.errors import InvalidField
+from memserve.memory.modules.kinds.table import PROBES_FILE
+from memserve.memory.modules.probes import Probes
+from memserve.policy.modules.recipes import (
+    LEAST_STEPS,
+    WINDOW,
+    Course,
+    default_budget_s,
+    facts_asked,
+    for_model,
+)
+from memserve.policy.modules.self_study.asking import probe_sets
+from memserve.policy.modules.self_study.draw import Draw
+from memserve.policy.modules.self_study.readings import Reading, readings_of
+from memserve.policy.modules.self_study.study import Lesson, LessonKind, Mix, Study
+from memserve.worker.training.distil.checkpoint import Standing, load_checkpoint, save_checkpoint
+from memserve.worker.training.distil.order import Distilled, DistilOrder
+from memserve.worker.training.distil.packing import packed
+from memserve.worker.training.distil.prompts import Prompts, Row
+from memserve.worker.training.distil.students import STUDENTS, Student
+from memserve.worker.training.distil.teacher import Teacher, Told, answer_logits
+
+TAUGHT_ROWS = 512
+"""Facts that the teacher is asked for, at most. The others are learned from their answers."""
+CHUNK_STEPS = 40
+"""Replayed lessons are drawn for so many steps at a time."""
+CHECKPOINT_CPU_S = 10.0
+CHECKED_STEPS = 4
+"""After so many steps it is known what a step costs, and whether the budget can do."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Example:
+    """A row with what it is to follow."""
+
+    row: Row
+    told: Told | None
+    """None: its own tokens."""
+    is_fact: bool
+
+
+@dataclass(slots=True)
+class _Pool:
+    """Replayed lessons of a chunk of steps."""
+
+    chunk: int = -1
+    examples: list[_Example] = field(default_factory=list)
+
+
+def distil(order: DistilOrder, folder: Path) -> Iterator[DistilProgress | Distilled]:
+    """Yields the progress, and last the result.
+
+    folder: keeps the checkpoint. A training that was killed goes on there.
+    Raises InvalidField for memories that give no question, a teacher that cannot answer them, and a budget
+    that is too small.
+    """
+    return _Training(order, folder).run()
+
+
+class _Training:
+    def __init__(self, order: DistilOrder, folder: Path) -> None:
+        self._order = order
+        self._folder = folder
+        self._begun_s = time.process_time()
+        self._before_s = 0.0
+        self._dropped = {LessonKind.CONTRADICTION: 0, LessonKind.READING: 0}
+        self._pool = _Pool()
+
+    def run(self) -> Iterator[DistilProgress | Distilled]:
+        order = self._order
+        torch.set_num_threads(1)
+        torch.manual_seed(order.seed)
+        readings, mute = read_memories(order.texts)
+        self._sources = [text for text, found in readings for _ in found]
+        self._study = Study([reading for _, found in readings for reading in found])
+        yield DistilProgress("reading", 0, 0, self._cpu_s, 0)
+        student, parameters = self._open()
+        self._recipe = recipe = for_model(order.recipe, parameters)
+        self._budget_s = order.budget_s or default_budget_s(parameters)
+        yield DistilProgress("teaching", 0, recipe.steps, self._cpu_s, 0)
+        facts, accuracy = self._facts(student)
+        yield from self._train(student, facts)
+        yield DistilProgress("writing", self._standing.step, self._standing.step, self._cpu_s, self._tokens)
+        sets = probe_sets(self._study, self._draw("probes"), accuracy)
+        files = student.files() | {PROBES_FILE: Probes(sets).canonical()}
+        yield Distilled(files, self._report(accuracy, mute))
+
+    @property
+    def _cpu_s(self) -> float:
+        return self._before_s + time.process_time() - self._begun_s
+
+    @property
+    def _tokens(self) -> int:
+        return self._standing.tokens
+
+    def _draw(self, *about: object) -> Draw:
+        return Draw(random.Random(f"{self._order.seed}:{':'.join(map(str, about))}").random)
+
+    def _open(self) -> tuple[Student, int]:
+        from transformers import AutoModelForCausalLM
+
+        order = self._order
+        self._prompts = Prompts(order.model, order.chat_template, order.recall_template)
+        base: Any = AutoModelForCausalLM.from_pretrained(
+            order.model, dtype="auto", attn_implementation="sdpa"
+        )
+        base.eval()
+        student = STUDENTS[order.kind](base, for_model(order.recipe, base.num_parameters()))
+        self._teacher = Teacher(base, self._prompts.end_ids[0] if self._prompts.end_ids else 0,
+                                self._prompts.end_ids)  # fmt: skip
+        return student, base.num_parameters()
+
+    def _facts(self, student: Student) -> tuple[list[tuple[Lesson, _Example]], float]:
+        """All facts in all phrasings, and the teacher's share of right answers."""
+        lessons = self._draw("facts").shuffled(self._study.facts())
+        asked = lessons[:TAUGHT_ROWS]
+        behind = [self._row(lesson, (self._sources[lesson.fact],)) for lesson in asked]
+        with student.as_base():
+            told = self._teacher.told(behind)
+        accuracy = sum(each.is_right for each in told) / len(told)
+        if accuracy < self._recipe.least_teacher:
+            raise InvalidField(
+                "memories",
+                f"with the memory before it, the served model answers {accuracy:.0%} of the questions; "
+                f"{self._recipe.least_teacher:.0%} are needed",
+            )
+        examples = []
+        for place, lesson in enumerate(lessons):
+            teacher = told[place] if place < len(told) and told[place].is_right else None
+            examples.append((lesson, _Example(self._row(lesson, ()), teacher, True)))
+        return examples, accuracy
+
+    def _row(self, lesson: Lesson, passages: Sequence[str]) -> Row:
+        return self._prompts.row(lesson.question, passages, lesson.answer, lesson.value)
+
+    def _train(self, student: Student, facts: Sequence[tuple[Lesson, _Example]]) -> Iterator[DistilProgress]:
+        weights = student.parameters()
+        recipe = self._recipe
+        optimizer = torch.optim.AdamW(list(weights.values()), lr=recipe.rate, weight_decay=0.0)
+        standing = load_checkpoint(self._folder, self._order.digest, weights, optimizer) or Standing()
+        self._standing = standing
+        self._before_s = standing.cpu_s
+        self.course = course = Course(recipe.steps, recipe.stop_loss, fall_from=standing.fall_from)
+        saved_s, first_s = self._cpu_s, self._cpu_s
+        first = standing.step
+        while standing.step < course.steps:
+            step = standing.step
+            batch = self._batch(student, facts, step)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate * course.share(step)
+            median, kept = self._learn(student, weights, optimizer, batch)
+            standing.medians = [*standing.medians[1 - WINDOW :], median]
+            standing.kept = [*standing.kept[1 - WINDOW :], kept]
+            standing.step += 1
+            standing.cpu_s = self._cpu_s
+            if standing.step == 1:
+                # The first step draws the replayed lessons too.
+                first_s = self._cpu_s
+            if standing.step == CHECKED_STEPS and first == 0:
+                self._check_budget((self._cpu_s - first_s) / (CHECKED_STEPS - 1))
+            if standing.step > CHECKED_STEPS:
+                course.note(step, standing.medians, standing.kept, self._cpu_s / self._budget_s)
+            standing.fall_from = course.fall_from
+            if self._cpu_s - saved_s >= CHECKPOINT_CPU_S or standing.step == course.steps:
+                save_checkpoint(self._folder, self._order.digest, standing, weights, optimizer)
+                saved_s = self._cpu_s
+            yield DistilProgress(
+                "training",
+                standing.step,
+                course.steps,
+                self._cpu_s,
+                standing.tokens,
+                statistics.median(standing.medians),
+            )
+
+    def _check_budget(self, step_s: float) -> None:
+        needed_s = self._cpu_s + (LEAST_STEPS - CHECKED_STEPS) * step_s
+        if needed_s > self._budget_s:
+            raise InvalidField(
+                "budget_s",
+                f"{self._budget_s:.0f} processor seconds are too few: {LEAST_STEPS} steps take about "
+                f"{needed_s:.0f} on this worker",
+            )
+
+    def _batch(self, student: Student, facts: Sequence[tuple[Lesson, _Example]], step: int) -> list[_Example]:
+        recipe, draw, standing = self._recipe, self._draw("step", step), self._standing
+        asked = facts_asked(recipe, standing.medians)
+        batch = []
+        # The next facts of a round in which every one comes once.
+        for place in range(standing.asked, standing.asked + asked):
+            turn, at = divmod(place, len(facts))
+            lesson, example = facts[(at * _stride(len(facts)) + turn) % len(facts)]
+            beside = self._study.beside(draw, lesson)
+            if beside.passages:
+                example = _Example(self._row(beside, beside.passages), example.told, True)
+            batch.append(example)
+        standing.asked += asked
+        pool = self._replayed(student, step)
+        return batch + [draw.choice(pool) for _ in range(recipe.rows - asked)]
+
+    def _replayed(self, student: Student, step: int) -> list[_Example]:
+        """The lessons of this step's chunk. A chunk is drawn from the seed when its first step comes."""
+        recipe = self._recipe
+        per_step = recipe.rows - facts_asked(recipe, ())
+        steps = min(recipe.steps, max(CHUNK_STEPS, round(CHUNK_STEPS / recipe.fresh)))
+        chunk = step // steps
+        if self._pool.chunk != chunk:
+            count = max(48, round(steps * per_step * recipe.fresh))
+            lessons = self._study.replay(self._draw("replay", chunk), count, Mix())
+            with student.as_base():
+                self._pool = _Pool(chunk, self._followed(lessons))
+        return self._pool.examples
+
+    def _followed(self, lessons: Sequence[Lesson]) -> list[_Example]:
+        """Lessons with the base's own distribution. One that the base reads wrongly is left out."""
+        known = [self._row(lesson, lesson.passages) for lesson in lessons if lesson.answer]
+        kinds = [lesson.kind for lesson in lessons if lesson.answer]
+        prompts = list(
+            dict.fromkeys(
+                self._prompts.prompt(lesson.question, lesson.passages)
+                for lesson in lessons
+                if not lesson.answer
+            )
+        )
+        own = [
+            Row(prompt, answer)
+            for prompt, answer in zip(prompts, self._teacher.answers(prompts), strict=True)
+            if answer
+        ]
+        examples = []
+        for row, told, kind in zip(known, self._teacher.told(known), kinds, strict=True):
+            if told.is_right:
+                examples.append(_Example(row, told, False))
+            else:
+                self._dropped[kind] += 1
+        followed = zip(own, self._teacher.told(own), strict=True)
+        return [*examples, *(_Example(row, told, False) for row, told in followed)]
+
+    def _learn(
+        self,
+        student: Student,
+        weights: dict[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        batch: Sequence[_Example],
+    ) -> tuple[float, float]:
+        """One step. Returns the median loss of the values' tokens, and the mean one of replayed answers."""
+        packs = packed([example.row for example in batch], self._teacher.pad)
+        self._standing.tokens += packs.tokens
+        logprobs = answer_logits(student.model, packs).log_softmax(-1)
+        surprise = -logprobs.gather(1, packs.wanted[:, None])[:, 0]
+        led = torch.zeros(len(surprise), dtype=torch.bool)
+        weights_of = torch.empty(len(surprise))
+        replayed = torch.zeros(len(surprise), dtype=torch.bool)
+        asked = sum(example.is_fact for example in batch)
+        of_values: list[float] = []
+        for example, (start, end) in zip(batch, itertools.pairwise(packs.starts), strict=True):
+            led[start:end] = example.told is not None
+            replayed[start:end] = not example.is_fact
+            # Each answer counts the same: "I do not know." is short, and must not count less for it.
+            weights_of[start:end] = 1 / (end - start)
+            if example.is_fact:
+                of_values += [surprise[start + place].item() for place in example.row.value]
+        tolds = [example.told for example in batch if example.told is not None]
+        losses = surprise * ~led
+        if tolds:
+            losses = losses.index_put((led.nonzero()[:, 0],), _divergence(tolds, logprobs[led]))
+        loss = (losses * weights_of).sum() / len(batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(list(weights.values()), 1.0)
+        optimizer.step()
+        kept = (losses * weights_of)[replayed].sum().item() / max(1, len(batch) - asked)
+        return statistics.median(of_values) if of_values else loss.item(), kept
+
+    def _report(self, accuracy: float, mute: Sequence[int]) -> dict[str, Any]:
+        standing = self._standing
+        return {
+            "readings": len(self._study.readings),
+            "questions": len(self._study.facts()),
+            "without_question": list(mute),
+            "teacher_share": round(accuracy, 4),
+            "left_out": {str(kind): count for kind, count in self._dropped.items()},
+            "steps": standing.step,
+            "ended": self.course.why,
+            "kept_loss": round(statistics.median(standing.kept), 5),
+            "median_loss": round(statistics.median(standing.medians), 5),
+            "cpu_s": round(self._cpu_s, 1),
+            "trained_tokens": standing.tokens,
+            "teacher_tokens": self._teacher.tokens,
+            "resumed": standing.resumed,
+        }
+
+
+def read_memories(texts: Sequence[str]) -> tuple[list[tuple[str, list[Reading]]], list[int]]:
+    """What each memory states, and the places of those that give no question.
+
+    A fact that two memories state is asked once. Raises InvalidField when none gives a question.
+    """
+    found: list[tuple[str, list[Reading]]] = []
+    mute: list[int] = []
+    seen: set[tuple[str, str]] = set()
+    for place, text in enumerate(texts):
+        readings = readings_of(text)
+        new = [reading for reading in readings if reading.key not in seen]
+        seen.update(reading.key for reading in new)
+        if new:
+            found.append((text, new))
+        elif not readings:
+            mute.append(place)
+    if not found:
+        raise InvalidField("memories", "none states a fact that can be asked for by itself")
+    return found, mute
+
+
+def _divergence(tolds: Sequence[Told], logprobs: Tensor) -> Tensor:
+    """[answer tokens] KL from the teacher: its likeliest tokens, and all others as one."""
+    theirs = torch.cat([told.logprobs for told in tolds])
+    ours = logprobs.gather(1, torch.cat([told.tokens for told in tolds]))
+    rest = (1 - theirs.exp().sum(1)).clamp(min=1e-6)
+    our_rest = (1 - ours.exp().sum(1)).clamp(min=1e-6)
+    return (theirs.exp() * (theirs - ours)).sum(1) + rest * (rest.log() - our_rest.log())
+
+
+def _stride(count: int) -> int:
+    """Goes through all places of so many, far apart."""
+    stride = max(1, round(count * 0.618))
+    while math.gcd(stride, count) != 1:
+        stride += 1
+    return stride

@@ -1,0 +1,90 @@
+"""The learning rate falls when the facts are learned, or in time for the budget."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from memserve.domain import DEFAULT_RECIPE
+from memserve.errors import InvalidField
+from memserve.policy.modules.recipes import (
+    LEAST_STEPS,
+    Course,
+    check_budget,
+    check_recipe,
+    facts_asked,
+    for_model,
+)
+
+
+def steps_of(course: Course, median: float, spent: float, kept: float = 0.01) -> int:
+    """Takes all steps, each at these losses and for this share of the budget."""
+    step = 0
+    while step < course.steps:
+        assert 0 < course.share(step) <= 1
+        step += 1
+        course.note(step - 1, [median] * 8, [kept] * 8, spent * step)
+    return step
+
+
+def test_all_steps_are_taken_when_nothing_ends_it() -> None:
+    assert steps_of(Course(100, 0.02), median=1.0, spent=0.0) == 100
+
+
+def test_it_ends_early_when_the_facts_are_learned_and_nothing_else_has_moved() -> None:
+    course = Course(100, 0.02)
+    assert LEAST_STEPS < steps_of(course, median=0.01, spent=0.0) < 40
+    assert "learned" in course.why
+    assert steps_of(Course(100, 0.02), median=0.01, spent=0.0, kept=0.5) == 100
+
+
+def test_it_ends_within_the_budget() -> None:
+    course = Course(1000, 0.02)
+    taken = steps_of(course, median=1.0, spent=0.01)
+    assert 90 <= taken <= 101
+    assert "budget" in course.why
+
+
+def test_the_rate_rises_stays_and_falls() -> None:
+    course = Course(100, 0.0)
+    assert course.share(0) < course.share(4) < course.share(20) == course.share(60) == 1.0
+    assert course.share(99) < course.share(80) < 1.0
+
+
+def test_a_course_goes_on_where_it_began_to_fall() -> None:
+    course = Course(100, 0.0, fall_from=50)
+    assert course.steps == 72
+    assert course.share(60) < 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 5}, {"steps": 6000}, {"rows": 65}, {"rank": 0}, {"rate": -0.1}, {"rate": float("nan")},
+     {"fact_share": 1.0}, {"fresh": 2.0}, {"stop_loss": -1.0}, {"least_teacher": 1.1}],
+)  # fmt: skip
+def test_a_recipe_outside_its_bounds_is_refused_by_field(change: dict[str, float]) -> None:
+    [field] = change
+    with pytest.raises(InvalidField, match=f"recipe.{field}"):
+        check_recipe(replace(DEFAULT_RECIPE, **change))  # type: ignore[arg-type]
+
+
+def test_a_budget_is_seconds_or_the_default() -> None:
+    check_recipe(DEFAULT_RECIPE)
+    check_budget(0)
+    for wrong in (1.0, -1.0, 1e9, float("inf")):
+        with pytest.raises(InvalidField, match="budget_s"):
+            check_budget(wrong)
+
+
+def test_fewer_facts_are_asked_once_they_are_nearly_learned() -> None:
+    recipe = for_model(replace(DEFAULT_RECIPE, rows=20, fact_share=0.4), 1)
+    assert [facts_asked(recipe, medians) for medians in ([], [0.5] * 16, [0.01] * 16)] == [8, 8, 6]
+
+
+def test_a_recipe_for_a_model_has_a_number_for_everything() -> None:
+    for parameters in (1_000_000, 135_000_000):
+        recipe = for_model(DEFAULT_RECIPE, parameters)
+        check_recipe(recipe)
+        assert min(recipe.steps, recipe.rows, recipe.fresh, recipe.rate) > 0
+    assert for_model(replace(DEFAULT_RECIPE, steps=33), 1).steps == 33

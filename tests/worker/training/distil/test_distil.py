@@ -1,0 +1,121 @@
+"""Distilling: seeded, resumed to the same bytes after a kill, and refused with what is at fault."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from memserve.demo import MODEL_DIR
+from memserve.domain import DistilProgress, Recipe
+from memserve.errors import InvalidField
+from memserve.memory.modules.kinds.files import BaseModel
+from memserve.memory.modules.kinds.lora import WEIGHTS_FILE, check_lora
+from memserve.memory.modules.probes import parse_probes
+from memserve.model.files import open_model
+from memserve.worker.training.distil import checkpoint
+from memserve.worker.training.distil import distil as distilling
+from memserve.worker.training.distil.distil import distil
+from memserve.worker.training.distil.order import Distilled, DistilOrder
+
+TEXTS = (
+    "The captain of Winter Osprey is Bella Engel.",
+    "For Fern Dish, the observer is Zoe Berg.",
+    "Clover Ranch has the animal lynx.",
+    "Note: the code of South Archive is 8351.",
+    "It rains.",
+)
+SHORT = Recipe(steps=20, rows=6, fresh=0.2, rank=4, stop_loss=0.0)
+ORDER = DistilOrder(MODEL_DIR, TEXTS, recipe=SHORT, seed=3)
+
+
+def run(order: DistilOrder, folder: Path) -> tuple[list[DistilProgress], Distilled]:
+    *progress, last = distil(order, folder)
+    assert isinstance(last, Distilled)
+    return [each for each in progress if isinstance(each, DistilProgress)], last
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[DistilProgress], Distilled]:
+    return run(ORDER, tmp_path_factory.mktemp("whole"))
+
+
+def test_the_result_is_a_lora_with_probes_and_a_report(
+    whole: tuple[list[DistilProgress], Distilled], tmp_path: Path
+) -> None:
+    progress, result = whole
+    for name, content in result.files.items():
+        (tmp_path / name).write_bytes(content)
+    model = open_model(MODEL_DIR)
+    base = BaseModel(model.tensor_shapes(), model.vocab_size, max_rank=64)
+    assert check_lora(tmp_path, base).rank == 4
+    assert [each.name for each in parse_probes(result.files["probes.json"]).sets] == [
+        "recall", "forgetting", "abstention", "override", "leak",
+    ]  # fmt: skip
+    assert [each.stage for each in progress][:2] == ["reading", "teaching"]
+    assert [each.done for each in progress if each.stage == "training"] == list(range(1, 21))
+    assert (result.report["readings"], result.report["steps"]) == (4, 20)
+    assert result.report["without_question"] == [4]
+    assert result.report["teacher_share"] > 0.9
+
+
+def test_what_is_taught_becomes_likelier(whole: tuple[list[DistilProgress], Distilled]) -> None:
+    losses = [each.median_loss for each in whole[0] if each.median_loss is not None]
+    assert losses[-1] < 0.75 * losses[0]
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_bytes(
+    whole: tuple[list[DistilProgress], Distilled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distilling, "CHECKPOINT_CPU_S", 0.0)
+    for event in distil(ORDER, tmp_path):
+        if isinstance(event, DistilProgress) and event.done == 11:
+            break
+    (tmp_path / f"{checkpoint.FILE}.partial").write_bytes(b"killed while it wrote")
+    progress, result = run(ORDER, tmp_path)
+    first = next(each for each in progress if each.stage == "training")
+    assert first.done in (11, 12)
+    assert result.report["resumed"] == 1
+    again, once = load(result.files[WEIGHTS_FILE]), load(whole[1].files[WEIGHTS_FILE])
+    assert all(again[name].equal(once[name]) for name in once)
+
+
+def test_a_checkpoint_of_another_order_or_a_damaged_one_is_not_used(tmp_path: Path) -> None:
+    weights = {"a": torch.zeros(3, requires_grad=True)}
+    optimizer = torch.optim.AdamW(weights.values())
+    weights["a"].sum().backward()
+    optimizer.step()
+    standing = checkpoint.Standing(step=1, cpu_s=2.0, medians=[0.5])
+    checkpoint.save_checkpoint(tmp_path, "mine", standing, weights, optimizer)
+    fresh = {"a": torch.zeros(3, requires_grad=True)}
+    other = torch.optim.AdamW(fresh.values())
+    assert checkpoint.load_checkpoint(tmp_path, "another", fresh, other) is None
+    assert checkpoint.load_checkpoint(tmp_path, "mine", {"a": torch.zeros(4)}, other) is None
+    assert not fresh["a"].any()
+    found = checkpoint.load_checkpoint(tmp_path, "mine", fresh, other)
+    assert found is not None
+    assert (found.step, found.resumed, found.medians) == (1, 1, [0.5])
+    assert fresh["a"].equal(weights["a"])
+    file = tmp_path / checkpoint.FILE
+    file.write_bytes(file.read_bytes()[:-4])
+    assert checkpoint.load_checkpoint(tmp_path, "mine", fresh, other) is None
+
+
+def test_a_teacher_that_cannot_answer_is_refused_with_its_share(tmp_path: Path) -> None:
+    strange = tuple(f"Qzx{place} vrk is led by Wpf{place} Xgh." for place in range(4))
+    picky = dataclasses.replace(ORDER, texts=strange, recipe=Recipe(least_teacher=1.0))
+    with pytest.raises(InvalidField, match=r"answers \d+% of the questions; 100% are needed"):
+        run(picky, tmp_path)
+
+
+def test_memories_without_a_statement_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidField, match="none states a fact"):
+        run(dataclasses.replace(ORDER, texts=("Hello.", "It rains.", "Why?", "They left.")), tmp_path)
+
+
+def test_a_budget_that_is_too_small_is_refused_with_what_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(InvalidField, match=r"processor seconds are too few: 20 steps take about \d+"):
+        run(dataclasses.replace(ORDER, budget_s=0.01), tmp_path)
