@@ -9,6 +9,8 @@ names.
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,8 +20,8 @@ from typing import Any
 from torch import Tensor
 
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
-from loadtests.modules.distil.worlds import Asked, World, demo_world, smollm2_world
-from memserve.domain import ModuleKind, Recipe
+from loadtests.modules.distil.worlds import Asked, World, demo_world, file_world, smollm2_world
+from memserve.domain import DEFAULT_RECIPE, ModuleKind, Recipe
 from memserve.memory.modules.kinds.cartridge import WEIGHTS_FILE
 from memserve.policy.modules.gate import Match, right
 from memserve.worker.kv.cartridges import read_cartridge
@@ -42,28 +44,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--steps", type=int, default=0, help="of training; 0: the recipe's own")
     options.add_argument("--phrasings", type=int, default=0, help="of a fact; 0: the recipe's own")
     options.add_argument("--budget-s", type=float, default=0, help="processor seconds; 0: the bar's")
+    options.add_argument("--rank", type=int, default=DEFAULT_RECIPE.rank, help="of a LoRA")
+    options.add_argument("--memories", type=Path, help="a file of memories, one a line, for SmolLM2")
+    options.add_argument("--questions", type=Path, help="JSON: objects of a question and its value")
+    options.add_argument("--output", type=Path, help="gets the files of each kind in a folder")
     chosen = options.parse_args(arguments)
-    worlds = [demo_world(chosen.seed)] if chosen.model != "smollm2" else []
-    if chosen.model == "smollm2" or (not chosen.quick and not chosen.model):
-        worlds.append(smollm2_world(chosen.seed))
+    worlds = _worlds(chosen)
     bars: list[Bar] = []
     figures: dict[str, object] = {}
-    recipe = Recipe(steps=chosen.steps, phrasings=chosen.phrasings)
+    recipe = Recipe(steps=chosen.steps, phrasings=chosen.phrasings, rank=chosen.rank)
     for world in worlds:
         base = Base(world)
         for kind in [ModuleKind(chosen.kind)] if chosen.kind else list(STUDENTS):
             budget_s = chosen.budget_s or world.budget_s[kind]
-            measured = measure(base, kind, chosen.seed, recipe, budget_s)
+            order = DistilOrder(
+                base.folder, world.memories, kind, recipe, seed=chosen.seed, budget_s=budget_s
+            )
+            measured = measure(base, order, chosen.output)
             show(world, kind, measured)
             bars += bars_of(world, kind, measured)
             figures[f"{world.name} {kind}"] = measured
     return finish(bars, figures, chosen.json)
 
 
-def measure(base: Base, kind: ModuleKind, seed: int, recipe: Recipe, budget_s: float) -> dict[str, Any]:
-    """Distil, and ask. Shares by who answers and column, and the training's own report."""
-    world = base.world
-    order = DistilOrder(base.folder, world.memories, kind, recipe, seed=seed, budget_s=budget_s)
+def _worlds(chosen: argparse.Namespace) -> list[World]:
+    if chosen.memories:
+        return [file_world(chosen.memories, chosen.questions)]
+    worlds = [demo_world(chosen.seed)] if chosen.model != "smollm2" else []
+    if chosen.model == "smollm2" or (not chosen.quick and not chosen.model):
+        worlds.append(smollm2_world(chosen.seed))
+    return worlds
+
+
+def measure(base: Base, order: DistilOrder, output: Path | None) -> dict[str, Any]:
+    """Distil, and ask. Shares by who answers and column, and the training's own report.
+
+    output: gets the module's files, in a folder of its kind.
+    """
+    world, kind = base.world, order.kind
     files: dict[str, bytes] = {}
     training: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="memserve-distil-") as scratch:
@@ -74,9 +92,18 @@ def measure(base: Base, kind: ModuleKind, seed: int, recipe: Recipe, budget_s: f
                 loss = "" if event.median_loss is None else f", median loss {event.median_loss:.3f}"
                 done = f"{event.stage} {event.done}/{event.total}"
                 report(f"{world.name} {kind}: {done}, {event.cpu_s:.0f} s{loss}")
+        if output is not None:
+            _write(output / kind, files, training)
         shares = base.shares | {"module": _with_module(base, kind, files, Path(scratch))}
     size = sum(len(content) for name, content in files.items() if name.endswith(".safetensors"))
     return {"shares": shares, "training": training, "bytes": size}
+
+
+def _write(folder: Path, files: Mapping[str, bytes], training: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    (folder / "training.json").write_text(json.dumps(training, indent=1), encoding="utf-8")
 
 
 class Base:
@@ -184,7 +211,7 @@ def bars_of(world: World, kind: ModuleKind, measured: Mapping[str, Any]) -> list
         Bar(f"{name} leak", module["leak"], at_most=0.3 if is_lora else 0.2),
         Bar(f"{name} CPU seconds", cpu_s, at_most=300 if is_lora else 480),
     ]
-    if is_lora:
+    if is_lora and "paraphrase" in module:
         with_memory = measured["shares"]["with_memory"]["paraphrase"]
         bars.append(Bar(f"{name} paraphrases", module["paraphrase"], at_least=with_memory))
     return bars

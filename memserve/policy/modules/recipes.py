@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from memserve.domain import ModuleKind, Recipe
 from memserve.errors import InvalidField
+from memserve.policy.modules.self_study.study import Mix
 
 SMALL_MODEL_PARAMETERS = 20_000_000
 MAX_STEPS, MAX_ROWS, MAX_RANK = 5000, 64, 128
@@ -23,7 +24,7 @@ WINDOW = 8
 """Steps that the stop rule looks at."""
 CARTRIDGE_RATE = 5e-2
 """On the KV itself."""
-LEAST_CARTRIDGE_TOKENS, CARTRIDGE_SHARE = 128, 0.4
+LEAST_CARTRIDGE_TOKENS, CARTRIDGE_SHARE = 128, 0.33
 """A cartridge of a smaller share of its text keeps less of it."""
 SMALL_MODEL_PHRASINGS = 13
 NEARLY_LEARNED = 0.1
@@ -63,7 +64,7 @@ def for_model(recipe: Recipe, kind: ModuleKind, parameters: int) -> Recipe:
     cartridge = kind == ModuleKind.CARTRIDGE
     return replace(
         recipe,
-        steps=recipe.steps or (400 if small else 90),
+        steps=recipe.steps or (400 if small else 120),
         rows=recipe.rows or (32 if small else 12),
         fresh=recipe.fresh or (0.5 if small else 0.2),
         rate=recipe.rate or (CARTRIDGE_RATE if cartridge else 3e-3 if small else 2e-3),
@@ -85,6 +86,13 @@ def cartridge_tokens(asked: int, text_tokens: int, block_tokens: int, context_to
     suits = max(LEAST_CARTRIDGE_TOKENS, math.ceil(CARTRIDGE_SHARE * text_tokens))
     wanted = asked or -(-suits // block_tokens) * block_tokens
     return max(block_tokens, min(wanted, most, text_tokens // block_tokens * block_tokens))
+
+
+def mix_for(parameters: int) -> Mix:
+    """What is replayed. A large model knows more that it can lose, and passages cost it more."""
+    if parameters <= SMALL_MODEL_PARAMETERS:
+        return Mix()
+    return Mix(contradiction=0.15, reading=0.15, unknown=0.45, general=0.25, beside=0.2)
 
 
 def taught_rows(parameters: int) -> int:

@@ -37,12 +37,13 @@ from memserve.policy.modules.recipes import (
     default_budget_s,
     facts_asked,
     for_model,
+    mix_for,
     taught_rows,
 )
 from memserve.policy.modules.self_study.asking import probe_sets
 from memserve.policy.modules.self_study.draw import Draw
 from memserve.policy.modules.self_study.readings import Reading, readings_of
-from memserve.policy.modules.self_study.study import Lesson, LessonKind, Mix, Study
+from memserve.policy.modules.self_study.study import Lesson, LessonKind, Study
 from memserve.worker.training.distil.checkpoint import Standing, load_checkpoint, save_checkpoint
 from memserve.worker.training.distil.order import Distilled, DistilOrder
 from memserve.worker.training.distil.packing import packed
@@ -134,7 +135,7 @@ class _Training:
         base.eval()
         parameters = base.num_parameters()
         self._recipe = for_model(order.recipe, order.kind, parameters)
-        self._taught_rows = taught_rows(parameters)
+        self._taught_rows, self._mix = taught_rows(parameters), mix_for(parameters)
         self._budget_s = order.budget_s or default_budget_s(order.kind, parameters)
         self._study = Study(self._readings, self._prompts.lexicon(order.texts), self._recipe.phrasings)
         document = self._prompts.document(order.texts)
@@ -242,7 +243,7 @@ class _Training:
         chunk = step // steps
         if self._pool.chunk != chunk:
             count = max(48, round(steps * per_step * recipe.fresh))
-            lessons = self._study.replay(self._draw("replay", chunk), count, Mix())
+            lessons = self._study.replay(self._draw("replay", chunk), count, self._mix)
             with student.as_base():
                 self._pool = _Pool(chunk, self._followed(lessons))
         return self._pool.examples

@@ -109,7 +109,8 @@ class Teacher:
 def before(kv: Tensor, rows: int) -> DynamicCache:
     """A cache that each of so many rows begins with.
 
-    kv: [layers, 2, KV heads, tokens, head size], keys before values, keys rotated at positions 0 to tokens - 1.
+    kv: [layers, 2, KV heads, tokens, head size], keys before values. Keys are rotated at positions 0 to
+    tokens - 1.
     """
     cache = DynamicCache()
     for number, (keys, values) in enumerate(kv):
