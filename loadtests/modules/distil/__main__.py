@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +114,13 @@ class Base:
         self.world = world
         self.folder = world.model()
         self.prompts = Prompts(self.folder)
-        report(f"{world.name}: asking the base")
+
+    @cached_property
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Without and with the memory that answers."""
+        report(f"{self.world.name}: asking the base")
         model = self.open()
-        self.shares = {
-            "base": _shares(self, model),
-            "with_memory": _shares(self, model, with_memory=True),
-        }
+        return {"base": _shares(self, model), "with_memory": _shares(self, model, with_memory=True)}
 
     def open(self) -> Any:
         from transformers import AutoModelForCausalLM

@@ -97,7 +97,7 @@ def mix_for(parameters: int) -> Mix:
 
 def taught_rows(parameters: int) -> int:
     """Questions for facts that the teacher is asked, at most. The others are learned from their answers."""
-    return 512 if parameters <= SMALL_MODEL_PARAMETERS else 96
+    return 512 if parameters <= SMALL_MODEL_PARAMETERS else 48
 
 
 def facts_asked(recipe: Recipe, medians: Sequence[float]) -> int:

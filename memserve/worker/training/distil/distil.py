@@ -53,6 +53,8 @@ from memserve.worker.training.distil.teacher import Teacher, Told
 
 CHUNK_STEPS = 40
 """Replayed lessons are drawn for so many steps at a time."""
+REPLAYED_TOKENS = 16
+"""Of the base's own answers. How an answer begins decides what it says."""
 CHECKPOINT_CPU_S = 10.0
 CHECKED_STEPS = 4
 """After so many steps it is known what a step costs, and whether the budget can do."""
@@ -262,7 +264,7 @@ class _Training:
         others = {(each.question, each.passages): each for each in lessons if not each.answer}
         asked = list(others.values())
         prompts = [self._prompts.prompt(lesson.question, lesson.passages) for lesson in asked]
-        answers = self._teacher.answers(prompts)
+        answers = self._teacher.answers(prompts, most=REPLAYED_TOKENS)
         own = [Row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         for lesson, row, told in zip(asked, own, self._teacher.told(own), strict=True):
             examples.append(_Example(self._as_student(lesson, row), told, False))
