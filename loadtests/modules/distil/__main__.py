@@ -34,6 +34,8 @@ from memserve.worker.training.distil.teacher import Teacher
 
 # Columns whose share the base has to keep.
 READING = ("passage", "text_wins")
+REPORT_FILE = "training.json"
+"""What the training has said, beside the files of --output."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--memories", type=Path, help="a file of memories, one a line, for SmolLM2")
     options.add_argument("--questions", type=Path, help="JSON: objects of a question and its value")
     options.add_argument("--output", type=Path, help="gets the files of each kind in a folder")
+    options.add_argument("--ask-only", action="store_true", help="ask the modules that are in --output")
     chosen = options.parse_args(arguments)
     worlds = _worlds(chosen)
     bars: list[Bar] = []
@@ -61,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             order = DistilOrder(
                 base.folder, world.memories, kind, recipe, seed=chosen.seed, budget_s=budget_s
             )
-            measured = measure(base, order, chosen.output)
+            made = _read(chosen.output / kind) if chosen.ask_only else _distilled(base, order)
+            if chosen.output and not chosen.ask_only:
+                _write(chosen.output / kind, made)
+            measured = measure(base, kind, made)
             show(world, kind, measured)
             bars += bars_of(world, kind, measured)
             figures[f"{world.name} {kind}"] = measured
@@ -77,34 +83,38 @@ def _worlds(chosen: argparse.Namespace) -> list[World]:
     return worlds
 
 
-def measure(base: Base, order: DistilOrder, output: Path | None) -> dict[str, Any]:
-    """Distil, and ask. Shares by who answers and column, and the training's own report.
+def measure(base: Base, kind: ModuleKind, made: Distilled) -> dict[str, Any]:
+    """Shares by who answers and column, and the training's own report."""
+    with tempfile.TemporaryDirectory(prefix="memserve-distil-") as scratch:
+        _write(Path(scratch), made)
+        shares = base.shares | {"module": _with_module(base, kind, Path(scratch))}
+    size = sum(len(content) for name, content in made.files.items() if name.endswith(".safetensors"))
+    return {"shares": shares, "training": made.report, "bytes": size}
 
-    output: gets the module's files, in a folder of its kind.
-    """
-    world, kind = base.world, order.kind
-    files: dict[str, bytes] = {}
-    training: dict[str, Any] = {}
+
+def _distilled(base: Base, order: DistilOrder) -> Distilled:
+    """Distil, and tell how far it is."""
     with tempfile.TemporaryDirectory(prefix="memserve-distil-") as scratch:
         for event in distil(order, Path(scratch)):
             if isinstance(event, Distilled):
-                files, training = event.files, event.report
-            elif event.stage != "training" or event.done % 10 == 0:
+                return event
+            if event.stage != "training" or event.done % 10 == 0:
                 loss = "" if event.median_loss is None else f", median loss {event.median_loss:.3f}"
                 done = f"{event.stage} {event.done}/{event.total}"
-                report(f"{world.name} {kind}: {done}, {event.cpu_s:.0f} s{loss}")
-        if output is not None:
-            _write(output / kind, files, training)
-        shares = base.shares | {"module": _with_module(base, kind, files, Path(scratch))}
-    size = sum(len(content) for name, content in files.items() if name.endswith(".safetensors"))
-    return {"shares": shares, "training": training, "bytes": size}
+                report(f"{base.world.name} {order.kind}: {done}, {event.cpu_s:.0f} s{loss}")
+    raise AssertionError("a distillation ends with its result")
 
 
-def _write(folder: Path, files: Mapping[str, bytes], training: Mapping[str, Any]) -> None:
+def _write(folder: Path, made: Distilled) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
+    for name, content in made.files.items():
         (folder / name).write_bytes(content)
-    (folder / "training.json").write_text(json.dumps(training, indent=1), encoding="utf-8")
+    (folder / REPORT_FILE).write_text(json.dumps(made.report, indent=1), encoding="utf-8")
+
+
+def _read(folder: Path) -> Distilled:
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != REPORT_FILE}
+    return Distilled(files, json.loads((folder / REPORT_FILE).read_text(encoding="utf-8")))
 
 
 class Base:
@@ -128,11 +138,9 @@ class Base:
         return AutoModelForCausalLM.from_pretrained(self.folder, dtype="auto").eval()
 
 
-def _with_module(base: Base, kind: ModuleKind, files: Mapping[str, bytes], folder: Path) -> dict[str, float]:
+def _with_module(base: Base, kind: ModuleKind, folder: Path) -> dict[str, float]:
     from peft import PeftModel
 
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
     model = base.open()
     if kind == ModuleKind.LORA:
         return _shares(base, PeftModel.from_pretrained(model, str(folder)).eval().get_base_model())

@@ -39,7 +39,8 @@ def check_recipe(recipe: Recipe) -> None:
     _between("recipe.rows", recipe.rows, 0, MAX_ROWS)
     _between("recipe.rank", recipe.rank, 1, MAX_RANK)
     _between("recipe.rate", recipe.rate, 0.0, 0.5)
-    _between("recipe.fact_share", recipe.fact_share, 0.1, 0.9)
+    if recipe.fact_share:
+        _between("recipe.fact_share", recipe.fact_share, 0.1, 0.9)
     _between("recipe.fresh", recipe.fresh, 0.0, 1.0)
     _between("recipe.stop_loss", recipe.stop_loss, 0.0, 5.0)
     _between("recipe.least_teacher", recipe.least_teacher, 0.0, 1.0)
@@ -66,7 +67,8 @@ def for_model(recipe: Recipe, kind: ModuleKind, parameters: int) -> Recipe:
         recipe,
         steps=recipe.steps or (400 if small else 120),
         rows=recipe.rows or (32 if small else 12),
-        fresh=recipe.fresh or (0.5 if small else 0.2),
+        fact_share=recipe.fact_share or (0.45 if small else 0.6),
+        fresh=recipe.fresh or (0.5 if small else 0.12),
         rate=recipe.rate or (CARTRIDGE_RATE if cartridge else 3e-3 if small else 2e-3),
         phrasings=recipe.phrasings or (SMALL_MODEL_PHRASINGS if small else MAX_PHRASINGS),
     )
@@ -92,7 +94,7 @@ def mix_for(parameters: int) -> Mix:
     """What is replayed. A large model knows more that it can lose, and passages cost it more."""
     if parameters <= SMALL_MODEL_PARAMETERS:
         return Mix()
-    return Mix(contradiction=0.15, reading=0.15, unknown=0.45, general=0.25, beside=0.2)
+    return Mix(contradiction=0.12, reading=0.1, unknown=0.5, general=0.28, beside=0.1)
 
 
 def taught_rows(parameters: int) -> int:
