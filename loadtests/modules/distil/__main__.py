@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -64,9 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             order = DistilOrder(
                 base.folder, world.memories, kind, recipe, seed=chosen.seed, budget_s=budget_s
             )
-            made = _read(chosen.output / kind) if chosen.ask_only else _distilled(base, order)
-            if chosen.output and not chosen.ask_only:
-                _write(chosen.output / kind, made)
+            made = _made(base, order, chosen.output, ask_only=chosen.ask_only)
             measured = measure(base, kind, made)
             show(world, kind, measured)
             bars += bars_of(world, kind, measured)
@@ -92,16 +91,30 @@ def measure(base: Base, kind: ModuleKind, made: Distilled) -> dict[str, Any]:
     return {"shares": shares, "training": made.report, "bytes": size}
 
 
-def _distilled(base: Base, order: DistilOrder) -> Distilled:
+def _made(base: Base, order: DistilOrder, output: Path | None, *, ask_only: bool) -> Distilled:
+    """output: keeps the module, and the checkpoint of a training that was killed."""
+    if output is None:
+        with tempfile.TemporaryDirectory(prefix="memserve-distil-") as scratch:
+            return _distilled(base, order, Path(scratch))
+    folder = output / order.kind
+    if ask_only:
+        return _read(folder)
+    checkpoint = output / f"{order.kind}-training"
+    made = _distilled(base, order, checkpoint)
+    _write(folder, made)
+    shutil.rmtree(checkpoint)
+    return made
+
+
+def _distilled(base: Base, order: DistilOrder, checkpoint: Path) -> Distilled:
     """Distil, and tell how far it is."""
-    with tempfile.TemporaryDirectory(prefix="memserve-distil-") as scratch:
-        for event in distil(order, Path(scratch)):
-            if isinstance(event, Distilled):
-                return event
-            if event.stage != "training" or event.done % 10 == 0:
-                loss = "" if event.median_loss is None else f", median loss {event.median_loss:.3f}"
-                done = f"{event.stage} {event.done}/{event.total}"
-                report(f"{base.world.name} {order.kind}: {done}, {event.cpu_s:.0f} s{loss}")
+    for event in distil(order, checkpoint):
+        if isinstance(event, Distilled):
+            return event
+        if event.stage != "training" or event.done % 10 == 0:
+            loss = "" if event.median_loss is None else f", median loss {event.median_loss:.3f}"
+            done = f"{event.stage} {event.done}/{event.total}"
+            report(f"{base.world.name} {order.kind}: {done}, {event.cpu_s:.0f} s{loss}")
     raise AssertionError("a distillation ends with its result")
 
 
