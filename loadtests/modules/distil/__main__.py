@@ -143,7 +143,11 @@ class Base:
         """Without and with the memory that answers."""
         report(f"{self.world.name}: asking the base")
         model = self.open()
-        return {"base": _shares(self, model), "with_memory": _shares(self, model, with_memory=True)}
+        return {
+            "base": _shares(self, model),
+            "with_memory": _shares(self, model, with_memory=True),
+            "with_document": _shares(self, model, with_document=True),
+        }
 
     def open(self) -> Any:
         from transformers import AutoModelForCausalLM
@@ -165,21 +169,32 @@ def _with_module(base: Base, kind: ModuleKind, folder: Path) -> dict[str, float]
 
 
 def _shares(
-    base: Base, model: Any, kv: Tensor | None = None, *, with_memory: bool = False
+    base: Base,
+    model: Any,
+    kv: Tensor | None = None,
+    *,
+    with_memory: bool = False,
+    with_document: bool = False,
 ) -> dict[str, float]:
-    """kv: a cartridge's."""
+    """kv: a cartridge's. with_memory, with_document: what stands before the questions for what was taught."""
     world, prompts = base.world, base.prompts
     teacher = Teacher(model, 0, prompts.end_ids)
     shares = {}
     for column, questions in world.columns.items():
-        asked: Sequence[Asked] = [each for each in questions if each.with_memory or not with_memory]
+        asked: Sequence[Asked] = [
+            each for each in questions if each.with_memory or not (with_memory or with_document)
+        ]
         if not asked:
             continue
         answers = teacher.answers(
             [
                 prompts.prompt(
                     each.question,
-                    (each.with_memory,) if with_memory else each.passages,
+                    (each.with_memory,)
+                    if with_memory
+                    else world.memories
+                    if with_document
+                    else each.passages,
                     behind=kv is not None,
                 )
                 for each in asked
@@ -199,7 +214,7 @@ def show(world: World, kind: ModuleKind, measured: Mapping[str, Any]) -> None:
     print(f"{world.name}, {kind}: {training['readings']} facts of {len(world.memories)} memories")
     rows = [
         [who, *(f"{shares[who][column]:.2f}" if column in shares[who] else "-" for column in world.columns)]
-        for who in ("base", "with_memory", "module")
+        for who in ("base", "with_memory", "with_document", "module")
     ]
     print_table(["", *world.columns], rows)
     print(
@@ -235,8 +250,8 @@ def bars_of(world: World, kind: ModuleKind, measured: Mapping[str, Any]) -> list
         Bar(f"{name} CPU seconds", cpu_s, at_most=300 if is_lora else 480),
     ]
     if is_lora and "paraphrase" in module:
-        with_memory = measured["shares"]["with_memory"]["paraphrase"]
-        bars.append(Bar(f"{name} paraphrases", module["paraphrase"], at_least=with_memory))
+        with_document = measured["shares"]["with_document"]["paraphrase"]
+        bars.append(Bar(f"{name} paraphrases", module["paraphrase"], at_least=with_document))
     return bars
 
 
