@@ -324,6 +324,13 @@ class Settings(PortSettings, IdentitySettings, EmbeddingSettings):
         le=1024,
         description="Cartridges that an engine keeps in its host memory. 0: none are served.",
     )
+    max_soft_prompts: int = Field(
+        8,
+        ge=0,
+        le=1024,
+        description="Soft prompts that an engine keeps in its host memory. 0: none are served, and the "
+        "engine takes no embeddings.",
+    )
     omp_threads: int = Field(1, ge=1, description="OpenMP threads of an engine on the CPU.")
     worker_nice: int = Field(
         10,

@@ -60,7 +60,7 @@ class LoraByAdapter(PunicaWrapperCPU):  # type: ignore[misc]
         expand(y, x, w_t_all, self._token_rows, y_offset, y_slice_size, add_inputs)
 
     def add_lora_embedding(self, y: Tensor, x: Tensor, lora_b_stacked: Tensor, **_: Any) -> None:
-        """No adapter changes the embedding: memserve publishes none that does, so that B is zero in every slot.
+        """No adapter changes the embedding: none that does is published, so that B is zero in every slot.
 
         In a step with prompt embeddings vLLM embeds the other rows only. It does not say which they are.
         """

@@ -18,6 +18,7 @@ from memserve.domain.kinds import KINDS
 from memserve.errors import InvalidModule
 from memserve.model.files import ModelFiles
 from memserve.worker.kv.cartridges import CartridgeUse
+from memserve.worker.modules.kinds.embedded import SoftPrompt
 from memserve.worker.modules.room import Holder, ModuleRefused
 
 # Errors by which an engine says that it lacks something. The module itself may be right.
@@ -30,6 +31,7 @@ class EngineCall:
 
     lora: LoRARequest | None = None
     cartridge: CartridgeUse | None = None
+    soft_prompt: SoftPrompt | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     """Further arguments of vLLM's SamplingParams."""
     extra_args: dict[str, Any] = field(default_factory=dict)
