@@ -15,24 +15,28 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from memserve.config import Settings
 from memserve.domain import EmbeddedRows, ModulePlace
 from memserve.domain.worker_calls import PLACEHOLDER_TOKEN
-from memserve.memory.modules.kinds.soft_prompt import read_rows
+from memserve.memory.modules.kinds.soft_prompt import WEIGHTS_FILE, read_rows
 from memserve.model.architectures import no_embeddings_reason
 from memserve.model.files import ModelFiles
 from memserve.worker.modules.kinds.embedded import SoftPrompt, soft_prompt_of
-from memserve.worker.modules.kinds.kind import EngineCall
+from memserve.worker.modules.kinds.kind import EngineCall, held_bytes
 from memserve.worker.modules.kinds.lora import TRIAL_LOGPROBS, largest_change
 from memserve.worker.modules.room import Places
 
 CANARY_SALT = "_canary"
+# The embeddings as vLLM takes them, and as block keys have them.
+COPIES = 2
 
 
 class SoftPromptKind:
     """The only way by which embeddings reach an engine: from the files of a published version."""
 
     setting = "max_soft_prompts"
+    bytes_setting = "prefix_host_bytes"
 
     def __init__(self, llm: AsyncLLM, settings: Settings) -> None:
         self.capacity = settings.max_soft_prompts
+        self.capacity_bytes = settings.prefix_host_bytes
         self._llm = llm
         # Least recently used first.
         self._held: dict[str, SoftPrompt] = {}
@@ -76,6 +80,10 @@ class SoftPromptKind:
         if leaving is not None:
             self._held.pop(leaving, None)
         return await self.places()
+
+    async def size_bytes(self, folder: Path) -> int:
+        file = folder / WEIGHTS_FILE
+        return COPIES * await asyncio.to_thread(held_bytes, file, self._llm.model_config.dtype)
 
     async def unload(self, digest: str) -> Places:
         self._held.pop(digest, None)

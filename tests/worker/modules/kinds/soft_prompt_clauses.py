@@ -75,7 +75,7 @@ def embeddings() -> Any:
 def own_tokens(worker: Served, number: int) -> list[int]:
     """What a soft prompt has the embeddings of."""
     text = facts.handbook(40 + number, 400).text
-    return worker.prompt([{"role": "system", "content": text}])[: LENGTHS[number]]
+    return worker.prompt([{"role": "system", "content": text}])[: LENGTHS[number % 2]]
 
 
 def put(worker: Served, folder: Path, rows: Any, *documents: str) -> str:
@@ -122,24 +122,21 @@ async def answer(worker: Served, request: WorkerRequest) -> tuple[list[int], Cac
 async def tokens_are_those_of_the_tokens_path(worker: Served, folder: Path) -> None:
     """Cold, cached, after eviction, and preempted."""
     soft = [put_own(worker, folder, number) for number in range(2)]
-    for seed in range(2):
-        for digest, own in soft:
-            for question in QUESTIONS:
-                turn = worker.turn(question)
-                right = worker.reference.answer(None, [*own, *turn], TOKENS)
-                for _ in range(2):
-                    tokens, cached = await answer(worker, request_on(digest, len(own), turn))
-                    assert tokens == right
-                    assert cached.cartridge == 0
-                as_tokens, _ = await answer(worker, request_on("", 0, [*own, *turn]))
-                assert as_tokens == right
-        await worker.flood(50 + seed)
     asked = [(digest, own, worker.turn(question)) for question in QUESTIONS for digest, own in soft]
+    for digest, own, turn in asked:
+        right = worker.reference.answer(None, [*own, *turn], TOKENS)
+        for _ in range(2):
+            tokens, cached = await answer(worker, request_on(digest, len(own), turn))
+            assert tokens == right
+            assert cached.cartridge == 0
+        assert (await answer(worker, request_on("", 0, [*own, *turn])))[0] == right
+    await worker.flood(50)
+    # More than the engine's blocks hold.
     answers = await asyncio.gather(
         *(answer(worker, request_on(digest, len(own), turn, tokens=160)) for digest, own, turn in asked)
     )
     for (_, own, turn), (tokens, _) in zip(asked, answers, strict=True):
-        assert tokens == worker.reference.answer(None, [*own, *turn], 160)
+        assert tokens == (await answer(worker, request_on("", 0, [*own, *turn], tokens=160)))[0]
 
 
 @clause
@@ -178,7 +175,7 @@ async def a_batch_mixes_tokens_embeddings_cartridges_and_adapters(worker: Served
 @clause
 async def nobody_else_finds_its_kv(worker: Served, folder: Path) -> None:
     """Not another soft prompt, were it the same embeddings, not another tenant, not the tokens."""
-    digest, own = put_own(worker, folder, 0)
+    digest, own = put_own(worker, folder, 2)
     turn = worker.turn(facts.handbook(80, 200).text)[-150:]
     positions = len(own) + len(turn)
     await worker.forget()
