@@ -73,6 +73,7 @@ class Engine:
                 if row.changes_kv and (row.is_prefix or not kv_digest):
                     kv_digest = module.digest
             placed = placed_behind(call, request)
+            self._check_vocabulary(request.token_ids)
             if turn is not None:
                 await held.enter_async_context(turn)
             owner = owner_parameters(request.tenant, kv_digest, store_whole_prompt=request.store_whole_prompt)
@@ -128,6 +129,16 @@ class Engine:
                 cached = part.cached or cached
                 on_tokens(len(part.token_ids))
         return TokenScores(tuple(logprobs), cached)
+
+    def _check_vocabulary(self, token_ids: Sequence[int]) -> None:
+        """Raises ValueError for a token that has no embedding: it would end the engine.
+
+        vLLM checks none behind embeddings. Where it takes embeddings it adds a token to its tokenizer, and
+        lets that one through.
+        """
+        vocabulary = self.llm.model_config.get_vocab_size()
+        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocabulary):
+            raise ValueError(f"token_ids: from 0 to {vocabulary - 1}")
 
     def _check_scoring(self, request: ScoringRequest) -> None:
         """Raises ValueError."""

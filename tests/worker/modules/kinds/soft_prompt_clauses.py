@@ -250,6 +250,10 @@ async def what_does_not_fit_is_refused(worker: Served, folder: Path) -> None:
         request = request_on(digest, 0, token_ids)
         with pytest.raises(ValueError, match="token_ids: with soft prompt"):
             await anext(worker.engine.generate(request))
+    vocabulary = len(embeddings())
+    for request in (request_on(digest, len(own), [5, vocabulary]), request_on("", 0, [5, vocabulary])):
+        with pytest.raises(ValueError, match=f"token_ids: from 0 to {vocabulary - 1}"):
+            await anext(worker.engine.generate(request))
     both = (AppliedModule(digest, SOFT_PROMPT), AppliedModule(worker.digests[0], CARTRIDGE))
     request = WorkerRequest(
         uuid.uuid4().hex, [PLACEHOLDER_TOKEN] * 200, "a", "a", Sampling(max_tokens=1), both
