@@ -27,7 +27,7 @@ from loadtests.texts.memory_recall.serving import serving
 from memserve.domain import Recipe
 
 MOST, QUICK_MOST = 100, 8
-QUICK_RECIPE = Recipe(steps=12)
+QUICK_RECIPE = Recipe(steps=20)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
