@@ -27,6 +27,7 @@ from loadtests.texts.memory_recall.serving import serving
 from memserve.domain import Recipe
 
 MOST, QUICK_MOST = 100, 8
+DISTIL_TIMEOUT_S = 3600.0
 QUICK_RECIPE = Recipe(steps=20)
 
 
@@ -70,7 +71,7 @@ def measure(world: World, seed: int, *, quick: bool) -> dict[Rung, tuple[Figures
         settings["model"] = str(model)
     with (
         tempfile.TemporaryDirectory(prefix="memserve-knowledge-") as scratch,
-        serving(TENANTS, **settings) as clients,
+        serving(TENANTS, timeout_s=DISTIL_TIMEOUT_S, **settings) as clients,
     ):
         recipe = QUICK_RECIPE if quick else Recipe()
         costs = make_all(clients, world, model, Path(scratch), recipe, seed)
