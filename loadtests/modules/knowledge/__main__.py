@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.modules.distil.worlds import World, demo_world, smollm2_world
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(world: World, seed: int, *, quick: bool) -> dict[Rung, tuple[Figures, Costs]]:
     """One run on a memserve of its own."""
     model = world.model()
-    settings: dict[str, object] = {"max_loras": 2, "max_experts": 1}
+    settings: dict[str, Any] = {"max_loras": 2, "max_experts": 1}
     if world.name != "demo":
         settings["model"] = str(model)
     with (
