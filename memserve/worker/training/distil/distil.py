@@ -100,7 +100,10 @@ class _Training:
         torch.set_num_threads(1)
         torch.manual_seed(order.seed)
         readings, mute = read_memories(order.texts)
-        self._sources = [text for text, found in readings for _ in found]
+        # The teacher of a fact has the sentence that states it: a weak base misreads a whole passage.
+        self._sources = [
+            text if len(found) == 1 else reading.sentence for text, found in readings for reading in found
+        ]
         self._study = Study([reading for _, found in readings for reading in found])
         yield DistilProgress("reading", 0, 0, self._cpu_s, 0)
         student, parameters = self._open()
