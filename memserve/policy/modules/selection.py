@@ -20,7 +20,7 @@ from memserve.domain.memories import (
     MemoryState,
 )
 from memserve.errors import InvalidField
-from memserve.policy.modules.self_study.readings import readings_of
+from memserve.policy.modules.self_study.readings import all_readings_of, readings_of
 from memserve.policy.recall.duplicates import Candidate, findings_of, word_overlap
 from memserve.policy.recall.words import words_of
 
@@ -120,7 +120,7 @@ def contradictions(memories: Sequence[Memory]) -> Iterator[tuple[Memory, Memory]
             if other is not None and link.kind is LinkKind.CONTRADICTS:
                 yield other, memory
         against: set[str] = set()
-        for reading in readings_of(memory.text):
+        for reading in all_readings_of(memory.text):
             value, first = stated.setdefault(reading.key, (reading.value.casefold(), memory))
             if value != reading.value.casefold():
                 against.add(first.memory_id)

@@ -143,7 +143,13 @@ def _statements(lines: list[str]) -> list[str]:
 
 
 def readings_of(text: str) -> list[Reading]:
-    """What the sentences of a memory state, at most MAX_READINGS.
+    """What the sentences of a memory state, at most MAX_READINGS, and of each fact the first."""
+    unique = {reading.key: reading for reading in reversed(all_readings_of(text))}
+    return list(reversed(unique.values()))[:MAX_READINGS]
+
+
+def all_readings_of(text: str) -> list[Reading]:
+    """Also those that state a fact again, or otherwise.
 
     A cloze is read only where the memory is one sentence: in a longer text most sentences of other forms say
     nothing that is worth a question.
@@ -151,9 +157,7 @@ def readings_of(text: str) -> list[Reading]:
     parts = sentences(text)
     readings = [reading for part in parts if (reading := read_sentence(part)) is not None]
     exact = [reading for reading in readings if reading.form is not Form.CLOZE]
-    chosen = exact if exact or len(parts) > 1 else readings
-    unique = {reading.key: reading for reading in reversed(chosen)}
-    return list(reversed(unique.values()))[:MAX_READINGS]
+    return exact if exact or len(parts) > 1 else readings
 
 
 def read_sentence(sentence: str) -> Reading | None:
