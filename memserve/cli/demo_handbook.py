@@ -23,8 +23,7 @@ def act_text(act: str, figures: Figures) -> RenderableType:
 def closing(figures: Figures) -> Group:
     """The last lines: the time, what to try next, and the bars that were missed."""
     return Group(
-        f"{figures['seconds']:.0f} s in all. The model, the handbook and its modules are on this machine: go on "
-        "with",
+        f"{figures['seconds']:.0f} s in all. What to try next:",
         line("  memserve up --model smollm2"),
         line("  memserve memories document mine FILE                       a page of your own"),
         line('  memserve generate "…" --recall mine                        asked by recall'),
@@ -36,8 +35,8 @@ def closing(figures: Figures) -> Group:
 
 def _start(figures: Figures) -> list[RenderableType]:
     return [
-        f"Started in {figures['seconds']:.0f} s: {figures['workers']} vLLM workers with SmolLM2-135M-Instruct, "
-        "two Redis servers, Milvus Lite, the gateway.",
+        f"Started in {figures['seconds']:.0f} s: {figures['workers']} vLLM workers with "
+        "SmolLM2-135M-Instruct, two Redis servers, Milvus Lite, the gateway.",
         "A model of this size often misreads what it is told. The figures are those of this run.",
     ]
 
@@ -138,7 +137,7 @@ def _tampered(figures: Figures) -> list[RenderableType]:
     same = "the same answer" if figures["same_tokens_as_cold"] else "another answer"
     return [
         f"A bit flipped in each of {figures['entries']} entries of the cache: {figures['cached_from_redis']} "
-        f"tokens were served from them. The prompt was computed again in {_time(figures['ttft_ms'])}: {same}.",
+        f"tokens were served from them. The prompt was computed again, {_time(figures['ttft_ms'])}: {same}.",
     ]
 
 

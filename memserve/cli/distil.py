@@ -64,7 +64,7 @@ class ChoiceOptions:
 class TrainingOptions:
     """How it is trained."""
 
-    kind: Annotated[str, typer.Option(help="lora.")] = "lora"
+    kind: Annotated[str, typer.Option(help="lora or cartridge.")] = "lora"
     budget_s: Annotated[
         float, typer.Option("--budget-s", min=0, help="Processor seconds. 0: what suits the model's size.")
     ] = 0.0
@@ -174,7 +174,8 @@ def next_lines(version: ModuleVersion) -> list[RenderableType]:
     use = "--module" if version.kind is ModuleKind.LORA else f"--{version.kind}"
     return [
         line(
-            f"{version.reference} is a candidate. Ask it:  memserve generate QUESTION {use} {version.reference}"
+            f"{version.reference} is a candidate. Ask it:  "
+            f"memserve generate QUESTION {use} {version.reference}"
         ),
         line(f"Promote it:  memserve modules promote {version.module} {version.version}"),
     ]

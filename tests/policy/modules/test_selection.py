@@ -104,7 +104,7 @@ def test_a_duplicate_is_no_contradiction() -> None:
 
 
 def test_too_few_too_many_and_too_long_memories_are_refused() -> None:
-    with pytest.raises(InvalidField, match="state 3 facts that .*, at least 4 are needed"):
+    with pytest.raises(InvalidField, match=r"state 3 facts that .*, at least 4 are needed"):
         select(town()[:3], NOW_S, {})
     forgotten = history(replace(memory(3, TEXTS[3]), state=MemoryState.FORGOTTEN))
     with pytest.raises(InvalidField, match="needed; 1 are left out, the first because it is forgotten"):
