@@ -34,11 +34,11 @@ RECIPES = {
 }
 BUDGET_S = 900.0
 ASKED = {
-    ProbeKind.RECALL: 16,
-    ProbeKind.RETAIN: 12,
-    ProbeKind.ABSTAIN: 4,
-    ProbeKind.OVERRIDE: 10,
-    ProbeKind.LEAK: 10,
+    ProbeKind.RECALL: 12,
+    ProbeKind.RETAIN: 8,
+    ProbeKind.ABSTAIN: 2,
+    ProbeKind.OVERRIDE: 8,
+    ProbeKind.LEAK: 8,
 }
 WIDE = Thresholds(recall=0.75, forgetting=0.2, abstention=0.3, override=0.75, calibration=0.2, leak=0.3)
 """One question of ten is ten points."""
