@@ -26,6 +26,8 @@ TAUGHT_AT_LEAST = 0.6
 """In phrasings that no self-study has."""
 SHARED_AT_LEAST = 0.95
 TTFT_OF_COLD_AT_MOST = 0.5
+CALL_TIMEOUT_S = 600.0
+"""A gate asks a hundred questions, on a busy machine for minutes."""
 
 
 def tell_handbook(report: Report, told: Told, *, model: Path, workers: int, keep: bool) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def tell_handbook(report: Report, told: Told, *, model: Path, workers: int, keep
     try:
         stack.start()
         ended("start", {"workers": workers, "seconds": time.monotonic() - began_s})
-        with Client(stack.own_address) as client:
+        with Client(stack.own_address, timeout_s=CALL_TIMEOUT_S) as client:
             _acts(stack, client, report, ended)
     finally:
         stack.stop()
