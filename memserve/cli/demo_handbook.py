@@ -68,7 +68,7 @@ def _gates(figures: Figures) -> list[RenderableType]:
             f"{of['kind']}, {shape}",
             f"{of['bytes'] / 1e6:.1f} MB",
             f"{of['cpu_s']:.0f} CPU s",
-            str(sum(each["probes"] for each in of["gate"]["figures"].values())),
+            str(of["gate"]["probes"]),
             _share(of, "recall"),
             _share(of, "leak"),
             "refused" if of["refusal"] else "passed",

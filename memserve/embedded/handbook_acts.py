@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from memserve.demo import handbook as book
 from memserve.domain import GateReport, Message, ModuleVersion, NewMemory, Role, Sampling
 from memserve.embedded import Stack
 from memserve.embedded.story import Prefix, ask_and_store, cache_entries
+from memserve.policy.modules.gate import CALIBRATION
 
 NAMESPACE = "handbook"
 LORA, CARTRIDGE, CARELESS = "handbook", "handbook-cartridge", "careless"
@@ -29,7 +30,8 @@ PASSAGES = 3
 AT_ONCE = 8
 EXAMPLES = (0, 16, 23)
 """Facts whose questions are shown."""
-COMPOSED_RANK = 2
+COMPOSED_RANK = 3
+FOLDERS = {LORA: book.LORA_DIR, CARTRIDGE: book.CARTRIDGE_DIR, CARELESS: book.CARELESS_DIR}
 
 Ask = Callable[[str], Answer]
 
@@ -142,12 +144,11 @@ class LongText:
         }
 
 
-def gates(client: Client) -> dict[str, Any]:
+def gates(client: Client, folders: Mapping[str, Path] = FOLDERS) -> dict[str, Any]:
     """Publish what was distilled, and have each version's probes asked: two that pass and one that does not.
 
-    The workers share the three.
+    The workers share the three. folders: of each module.
     """
-    folders = {LORA: book.LORA_DIR, CARTRIDGE: book.CARTRIDGE_DIR, CARELESS: book.CARELESS_DIR}
     began_s = time.monotonic()
     with ThreadPoolExecutor(len(folders)) as threads:
         tried = list(threads.map(partial(_promoted, client), folders, folders.values()))
@@ -188,7 +189,7 @@ def _of_gate(report: GateReport | None) -> dict[str, Any]:
         return {"passed": False, "probes": 0, "figures": {}}
     return {
         "passed": report.passed,
-        "probes": max((figure.probes for figure in report.figures), default=0),
+        "probes": sum(figure.probes for figure in report.figures if figure.name != CALIBRATION),
         "figures": {
             figure.name: {"base": figure.base, "module": figure.module, "holds": figure.holds}
             for figure in report.figures
@@ -205,7 +206,7 @@ def without_text(client: Client) -> dict[str, Any]:
 
 
 def composed(client: Client) -> dict[str, Any]:
-    """The LoRA at half its rank or less as its next version: its gate, its answers, and the way back."""
+    """The LoRA at a lower rank as its next version: its gate, its answers, and the way back."""
     question = book.handbook()[EXAMPLES[0]].question
     ask = partial(client.generate, question, module=LORA, sampling=ANSWER)
     before = ask()

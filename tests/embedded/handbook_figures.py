@@ -23,7 +23,7 @@ _VERSION = {
     "gate": {
         "passed": True,
         "probes": 16,
-        "figures": {"recall": {"base": 0.0, "module": 0.9, "holds": True, "probes": 16}},
+        "figures": {"recall": {"base": 0.0, "module": 0.9, "holds": True}},
     },
     "refusal": "",
     "cpu_s": 250.0,
