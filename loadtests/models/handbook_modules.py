@@ -1,7 +1,11 @@
 """Distil the handbook into the modules that the demo on SmolLM2 publishes.
 
-It is what `memserve modules distil` does on a worker. The probes are cut down to a few of each set, with
-thresholds as wide as so few questions need: the demo asks them while a person waits.
+It is what `memserve modules distil` does on a worker. Two things are done with a result:
+
+- The probes are cut down to a few of each set, with thresholds as wide as so few questions need: the demo
+  asks them while a person waits.
+- The LoRA is weakened. At its full strength it answers more of the handbook's questions, and contradicting
+  passages and questions about other things suffer; `STRENGTH` is where both hold.
 """
 
 import argparse
@@ -11,16 +15,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from safetensors.torch import load, save
+
 from loadtests.harness.figures import report
 from loadtests.harness.real_models import smollm2
 from memserve.demo import handbook
 from memserve.domain import ModuleKind, Recipe
+from memserve.memory.modules.kinds.lora import WEIGHTS_FILE
 from memserve.memory.modules.kinds.table import PROBES_FILE
 from memserve.memory.modules.probes import Probes, parse_probes
 from memserve.policy.modules.gate import ProbeKind, ProbeSet, Thresholds
 from memserve.worker.training.distil.distil import distil
 from memserve.worker.training.distil.order import Distilled, DistilOrder
 
+TRAINING = "training.json"
 FOLDERS = {
     "lora": handbook.LORA_DIR,
     "cartridge": handbook.CARTRIDGE_DIR,
@@ -32,7 +40,9 @@ RECIPES = {
     # Nearly no replay, and a high rate.
     "careless": Recipe(rank=1, fact_share=0.9, rate=4e-3, steps=24, rows=8),
 }
-BUDGET_S = 900.0
+BUDGETS_S = {"lora": 285.0, "cartridge": 400.0, "careless": 400.0}
+STRENGTH = 0.8
+"""Of the LoRA, of its matrices B."""
 ASKED = {
     ProbeKind.RECALL: 12,
     ProbeKind.RETAIN: 8,
@@ -40,8 +50,8 @@ ASKED = {
     ProbeKind.OVERRIDE: 8,
     ProbeKind.LEAK: 8,
 }
-WIDE = Thresholds(recall=0.75, forgetting=0.2, abstention=0.3, override=0.75, calibration=0.2, leak=0.3)
-"""One question of ten is ten points."""
+WIDE = Thresholds(recall=0.75, forgetting=0.2, abstention=0.3, override=0.65, calibration=0.2, leak=0.3)
+"""One question of eight is twelve points."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,15 +63,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("which", choices=list(FOLDERS))
     parser.add_argument("--seed", type=int, default=0, help="of self-study and training (default: 0)")
-    parser.add_argument("--rank", type=int, default=0, help="of a LoRA (default: the recipe's)")
+    parser.add_argument(
+        "--made", type=Path, help="what `loadtests.distil --output` has made: not trained again"
+    )
     chosen = parser.parse_args(arguments)
-    recipe = RECIPES[chosen.which]
-    recipe = replace(recipe, rank=chosen.rank or recipe.rank)
-    kind = ModuleKind.CARTRIDGE if chosen.which == "cartridge" else ModuleKind.LORA
+    which = chosen.which
+    kind = ModuleKind.CARTRIDGE if which == "cartridge" else ModuleKind.LORA
     texts = tuple(fact.text for fact in handbook.handbook())
-    order = DistilOrder(smollm2(), texts, kind=kind, recipe=recipe, seed=chosen.seed, budget_s=BUDGET_S)
-    write(trained(order), order, FOLDERS[chosen.which])
+    model = Path("-") if chosen.made else smollm2()
+    order = DistilOrder(
+        model, texts, kind=kind, recipe=RECIPES[which], seed=chosen.seed, budget_s=BUDGETS_S[which]
+    )
+    module = read(chosen.made) if chosen.made else trained(order)
+    write(module, order, FOLDERS[which], strength=STRENGTH if which == "lora" else 1.0)
     return 0
+
+
+def read(folder: Path) -> Distilled:
+    """What an earlier training has left."""
+    said = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
+    names = [path for path in folder.iterdir() if path.name != TRAINING]
+    return Distilled({path.name: path.read_bytes() for path in names}, said)
 
 
 def trained(order: DistilOrder) -> Distilled:
@@ -75,19 +97,40 @@ def trained(order: DistilOrder) -> Distilled:
     raise AssertionError
 
 
-def write(module: Distilled, order: DistilOrder, folder: Path) -> None:
+def write(module: Distilled, order: DistilOrder, folder: Path, *, strength: float = 1.0) -> None:
     """The module's files, its short probes, and what it was made of."""
     folder.mkdir(parents=True, exist_ok=True)
-    probes = short(parse_probes(module.files[PROBES_FILE]))
-    for name, content in {**module.files, PROBES_FILE: probes.canonical()}.items():
+    files = dict(module.files)
+    files[PROBES_FILE] = short(parse_probes(files[PROBES_FILE])).canonical()
+    if strength != 1.0:
+        files[WEIGHTS_FILE] = weakened(files[WEIGHTS_FILE], strength)
+    for name, content in files.items():
         (folder / name).write_bytes(content)
-    recipe = {"method": "distil", "kind": str(order.kind), "recipe": asdict(order.recipe), "seed": order.seed}
+    recipe = {
+        "method": "distil",
+        "kind": str(order.kind),
+        "recipe": asdict(order.recipe),
+        "seed": order.seed,
+        "budget_s": order.budget_s,
+        "strength": strength,
+    }
     made = {
         "sources": [f"document:{handbook.HANDBOOK.name}"],
         "recipe": {**recipe, "measured": module.report},
         "cpu_s": module.report["cpu_s"],
     }
     (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+
+
+def weakened(weights: bytes, strength: float) -> bytes:
+    """A LoRA's tensors, with its change of the base multiplied."""
+    tensors = load(weights)
+    return save(
+        {
+            name: (tensor.float() * strength).to(tensor.dtype) if ".lora_B." in name else tensor
+            for name, tensor in tensors.items()
+        }
+    )
 
 
 def short(probes: Probes) -> Probes:
