@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from memserve.config.distilling import DistillingSettings
 from memserve.config.embedding import EmbeddingSettings
 from memserve.config.identity import IdentitySettings
 from memserve.config.ports import PortSettings
@@ -24,7 +25,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 
-class Settings(PortSettings, IdentitySettings, EmbeddingSettings):
+class Settings(PortSettings, IdentitySettings, EmbeddingSettings, DistillingSettings):
     """The settings of one memserve process. Units are in the names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

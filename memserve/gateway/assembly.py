@@ -30,6 +30,7 @@ from memserve.gateway.modules.canary import CanaryWatch
 from memserve.gateway.modules.chosen_memories import ChosenMemories
 from memserve.gateway.modules.composition import ModuleComposition
 from memserve.gateway.modules.deletion import ModuleDeletion
+from memserve.gateway.modules.distil_work import DistilWork
 from memserve.gateway.modules.distillation import ModuleDistillation
 from memserve.gateway.modules.gate import Gate
 from memserve.gateway.modules.gatekeeper import Gatekeeper
@@ -247,6 +248,18 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     placement = ModulePlacement(pool, memory.store)
     uses = VersionUses(parts.uses, pool, parts.gateways)
     remembering = _remembering(parts, scoring)
+    lifecycle = ModuleLifecycle(memory, gatekeeper, placement, parts.background)
+    deletion = ModuleDeletion(memory, parts.activation, placement, uses, parts.background)
+    distil_work = DistilWork(
+        memory,
+        ChosenMemories(parts.texts, parts.tokenizing),
+        pool,
+        trial,
+        gatekeeper,
+        lifecycle,
+        parts.layout,
+        settings.promotes_distilled,
+    )
     return GatewayServices(
         pipeline=pipeline,
         previews=RecallPreviews(pipeline),
@@ -258,22 +271,17 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         trial=trial,
         gatekeeper=gatekeeper,
         placement=placement,
-        lifecycle=ModuleLifecycle(memory, gatekeeper, placement, parts.background),
-        deletion=ModuleDeletion(memory, parts.activation, placement, uses, parts.background),
+        lifecycle=lifecycle,
+        deletion=deletion,
         composition=ModuleComposition(memory, pool, trial),
-        distillation=_distillation(parts, trial, gatekeeper),
+        distillation=ModuleDistillation(
+            memory, distil_work, deletion, access.named, parts.background, parts.metrics
+        ),
         canaries=CanaryWatch(
             memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
         ),
         explanations=_explanations(parts, scoring),
         scoring=scoring,
-    )
-
-
-def _distillation(parts: GatewayParts, trial: ModuleTrial, gatekeeper: Gatekeeper) -> ModuleDistillation:
-    memories = ChosenMemories(parts.texts, parts.tokenizing)
-    return ModuleDistillation(
-        parts.modules, memories, parts.pool, trial, gatekeeper, parts.layout, parts.background
     )
 
 

@@ -34,6 +34,7 @@ GATEWAY_LOOPS = (
     "canaries",
     "certificates",
     "discovery",
+    "distillations",
     "embedder",
     "gateways",
     "health",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from memserve.policy.modules.selection import check_texts
 from memserve.worker.training.compose import Composed, Progress
 from memserve.worker.training.distil.order import DistilOrder
 from memserve.worker.training.distil.ray_task import distil_in_ray
+from memserve.worker.training.parent import Parent
 
 FILE_CHUNK_BYTES = 1 << 20
 DISTILLED_KINDS = ("lora",)
@@ -48,8 +49,12 @@ class Trainings:
         self._place = place
         self._under_way = asyncio.Lock()
 
-    async def distil(self, request: pb.DistilModuleRequest) -> AsyncGenerator[pb.DistilModuleResponse, None]:
-        """Raises InvalidModule for what cannot be distilled, Distilling, DistilTaskLost, and ValueError for a
+    async def distil(
+        self, request: pb.DistilModuleRequest, files: Callable[[str], Awaitable[Path]]
+    ) -> AsyncGenerator[pb.DistilModuleResponse, None]:
+        """files: the folder of a module, by its digest.
+
+        Raises InvalidModule for what cannot be distilled, Distilling, DistilTaskLost, and ValueError for a
         kind that nobody knows.
         """
         kind = kind_of_name(request.kind)
@@ -57,6 +62,11 @@ class Trainings:
             raise InvalidModule("kind", f"{kind} cannot be distilled; {', '.join(DISTILLED_KINDS)} can")
         if self._under_way.locked():
             raise Distilling
+        digest = request.parent_digest
+        if digest and kind != "lora":
+            raise InvalidModule("parent_digest", "only a LoRA is trained on")
+        if request.old_texts:
+            _check_old(request)
         order = DistilOrder(
             model=self._place.model,
             texts=tuple(request.texts),
@@ -67,6 +77,8 @@ class Trainings:
             chat_template=self._place.chat_template,
             recall_template=request.recall_template,
             base_digest=self._place.model_digest,
+            parent=Parent(digest, await files(digest)) if digest else None,
+            old_texts=tuple(request.old_texts),
         )
         async with (
             self._under_way,
@@ -109,6 +121,7 @@ def _recipe(request: pb.DistilModuleRequest) -> Recipe:
         fresh=value.fresh,
         stop_loss=value.stop_loss,
         least_teacher=value.least_teacher,
+        old_share=value.old_share,
     )
     try:
         check_recipe(recipe)
@@ -117,6 +130,16 @@ def _recipe(request: pb.DistilModuleRequest) -> Recipe:
     except InvalidField as error:
         raise InvalidModule(error.field, error.rule) from None
     return recipe
+
+
+def _check_old(request: pb.DistilModuleRequest) -> None:
+    """Raises InvalidModule."""
+    if not request.parent_digest:
+        raise InvalidModule("old_texts", "are asked again where a parent is trained on; name it")
+    try:
+        check_texts(request.old_texts)
+    except InvalidField as error:
+        raise InvalidModule(error.field, error.rule) from None
 
 
 def _progress(value: DistilProgress) -> pb.DistilProgress:

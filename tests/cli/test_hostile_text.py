@@ -73,6 +73,7 @@ COMMANDS = {
     "modules unload": "modules unload tone@1",
     "modules compose": "modules compose both a@1 b@1 --method linear",
     "modules distil": "modules distil both --namespace town",
+    "modules distillations": "modules distillations",
     "modules watch": "modules watch",
     "cube export": "cube export NEW_CUBE",
     "cube import": "cube import CUBE",

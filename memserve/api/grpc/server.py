@@ -25,6 +25,7 @@ from memserve.errors import MemserveError
 from memserve.gateway.access.callers import Access
 from memserve.gateway.assembly import GatewayParts, GatewayServices, services_of
 from memserve.gateway.modules.canary import LOOK_S as CANARY_LOOK_S
+from memserve.gateway.modules.distillation import LOOK_S as DISTILLATIONS_LOOK_S
 from memserve.gateway.steps.route import backlog_s
 from memserve.gateway.workers.pacing import LOOK_S as PACING_LOOK_S
 from memserve.gateway.workers.pacing import Pacing
@@ -103,6 +104,9 @@ async def served(
         asyncio.create_task(repeat("pressure", parts.pressure.look, 0.0, failed)),
         asyncio.create_task(repeat("pacing", Pacing(parts.pool, parts.pressure).tell, PACING_LOOK_S, failed)),
         asyncio.create_task(repeat("canaries", services.canaries.look, CANARY_LOOK_S, failed)),
+        asyncio.create_task(
+            repeat("distillations", services.distillation.look, DISTILLATIONS_LOOK_S, failed)
+        ),
         asyncio.create_task(repeat("gateways", parts.gateways.listen, GATEWAYS_RETRY_S, failed)),
         asyncio.create_task(repeat("answers", parts.answers.write, 0.0, failed)),
         asyncio.create_task(repeat("uses", parts.ledger.write, 0.0, failed)),

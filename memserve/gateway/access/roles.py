@@ -24,6 +24,7 @@ NEEDED: dict[str, KeyRole] = {
     "GetResidency": _READ,
     "WatchModules": _READ,
     "ListAuditEvents": _READ,
+    "ListDistillations": _READ,
     "FollowLinks": _READ,
     "ReadPlaces": _READ,
     "ListMemories": _READ,

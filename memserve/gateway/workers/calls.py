@@ -189,6 +189,8 @@ class GrpcCalls:
             seed=request.seed,
             budget_s=request.budget_s,
             recall_template=request.recall_template,
+            parent_digest=request.parent_digest,
+            old_texts=request.old_texts,
         )
         async with self._calling() as channel:
             call = channel.stub.DistilModule(message, timeout=timeout_s)

@@ -36,6 +36,7 @@ def check_recipe(recipe: Recipe) -> None:
     _between("recipe.fresh", recipe.fresh, 0.0, 1.0)
     _between("recipe.stop_loss", recipe.stop_loss, 0.0, 5.0)
     _between("recipe.least_teacher", recipe.least_teacher, 0.0, 1.0)
+    _between("recipe.old_share", recipe.old_share, 0.0, 0.9)
 
 
 def check_budget(budget_s: float) -> None:

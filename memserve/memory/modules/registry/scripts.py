@@ -36,6 +36,7 @@ SCRIPT_FILES = (
     "canaries",
     "modules",
     "preloads",
+    "distillations",
     "run",
 )
 SCRIPT = Script.of("memserve.memory.modules.registry", *SCRIPT_FILES)

@@ -405,7 +405,7 @@ class ComposeModuleResponse(_message.Message):
     def __init__(self, progress: _Optional[_Union[ComposeProgress, _Mapping]] = ..., file: _Optional[_Union[ComposedFile, _Mapping]] = ..., recipe: _Optional[str] = ...) -> None: ...
 
 class DistilRecipe(_message.Message):
-    __slots__ = ("steps", "rows", "rank", "rate", "fact_share", "fresh", "stop_loss", "least_teacher")
+    __slots__ = ("steps", "rows", "rank", "rate", "fact_share", "fresh", "stop_loss", "least_teacher", "old_share")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -414,6 +414,7 @@ class DistilRecipe(_message.Message):
     FRESH_FIELD_NUMBER: _ClassVar[int]
     STOP_LOSS_FIELD_NUMBER: _ClassVar[int]
     LEAST_TEACHER_FIELD_NUMBER: _ClassVar[int]
+    OLD_SHARE_FIELD_NUMBER: _ClassVar[int]
     steps: int
     rows: int
     rank: int
@@ -422,23 +423,28 @@ class DistilRecipe(_message.Message):
     fresh: float
     stop_loss: float
     least_teacher: float
-    def __init__(self, steps: _Optional[int] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., rate: _Optional[float] = ..., fact_share: _Optional[float] = ..., fresh: _Optional[float] = ..., stop_loss: _Optional[float] = ..., least_teacher: _Optional[float] = ...) -> None: ...
+    old_share: float
+    def __init__(self, steps: _Optional[int] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., rate: _Optional[float] = ..., fact_share: _Optional[float] = ..., fresh: _Optional[float] = ..., stop_loss: _Optional[float] = ..., least_teacher: _Optional[float] = ..., old_share: _Optional[float] = ...) -> None: ...
 
 class DistilModuleRequest(_message.Message):
-    __slots__ = ("kind", "texts", "recipe", "seed", "budget_s", "recall_template")
+    __slots__ = ("kind", "texts", "recipe", "seed", "budget_s", "recall_template", "parent_digest", "old_texts")
     KIND_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     BUDGET_S_FIELD_NUMBER: _ClassVar[int]
     RECALL_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    PARENT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OLD_TEXTS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     texts: _containers.RepeatedScalarFieldContainer[str]
     recipe: DistilRecipe
     seed: int
     budget_s: float
     recall_template: str
-    def __init__(self, kind: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., recipe: _Optional[_Union[DistilRecipe, _Mapping]] = ..., seed: _Optional[int] = ..., budget_s: _Optional[float] = ..., recall_template: _Optional[str] = ...) -> None: ...
+    parent_digest: str
+    old_texts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, kind: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., recipe: _Optional[_Union[DistilRecipe, _Mapping]] = ..., seed: _Optional[int] = ..., budget_s: _Optional[float] = ..., recall_template: _Optional[str] = ..., parent_digest: _Optional[str] = ..., old_texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DistilProgress(_message.Message):
     __slots__ = ("stage", "step", "steps", "cpu_s", "tokens", "median_loss")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memserve.domain import DEFAULT_RECIPE, ModuleKind, Recipe
+from memserve.worker.training.parent import Parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,10 @@ class DistilOrder:
     recall_template: str = ""
     """The source of another one than the model's."""
     base_digest: str = ""
+    parent: Parent | None = None
+    """The LoRA that is trained on. None: a new module."""
+    old_texts: tuple[str, ...] = ()
+    """Of the memories that the parent was made of. They are asked again."""
 
     @property
     def digest(self) -> str:
@@ -39,6 +44,8 @@ class DistilOrder:
             self.seed,
             self.recall_template,
         ]
+        if self.parent is not None:
+            facts += [self.parent.digest, self.old_texts]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

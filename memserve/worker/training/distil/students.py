@@ -14,6 +14,8 @@ from memserve.domain import ModuleKind, Recipe
 from memserve.memory.modules.kinds.files import canonical_json
 from memserve.memory.modules.kinds.lora import CONFIG_FILE, WEIGHTS_FILE
 
+LORA_SCALE = 2.0
+"""Of a LoRA: lora_alpha by its rank."""
 _TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
