@@ -49,6 +49,8 @@ READS = {
     "ReadVersion",
     "ListAliasHistory",
     "ListAuditEvents",
+    "ListConsolidations",
+    "ListDistillations",
     "WatchModules",
 }
 

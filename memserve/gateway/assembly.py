@@ -17,6 +17,7 @@ from memserve.errors import (
 from memserve.gateway.access.callers import Access, Inflight
 from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.answer_explanations import AnswerExplanations
+from memserve.gateway.consolidation import Consolidations
 from memserve.gateway.decisions import Decisions
 from memserve.gateway.documents import DocumentKeeper
 from memserve.gateway.erasure import OutsideTheStore
@@ -141,6 +142,7 @@ class GatewayServices:
     deletion: ModuleDeletion
     composition: ModuleComposition
     distillation: ModuleDistillation
+    consolidations: Consolidations
     canaries: CanaryWatch
     warm_pinned: WarmPinned
     explanations: AnswerExplanations
@@ -244,7 +246,8 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     )
     scoring = Scoring(parts.layout, parts.tokenizing, look_up, router, parts.breakers, parts.tokens)
     trial = ModuleTrial(pool)
-    gatekeeper = Gatekeeper(memory, trial, _gate(parts))
+    gate = _gate(parts)
+    gatekeeper = Gatekeeper(memory, trial, gate)
     placement = ModulePlacement(pool, memory.store)
     uses = VersionUses(parts.uses, pool, parts.gateways)
     remembering = _remembering(parts, scoring)
@@ -280,6 +283,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         canaries=CanaryWatch(
             memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
         ),
+        consolidations=Consolidations(parts.texts, memory.store, gate, parts.tokenizing),
         explanations=_explanations(parts, scoring),
         scoring=scoring,
     )

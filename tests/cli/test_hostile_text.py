@@ -74,6 +74,8 @@ COMMANDS = {
     "modules compose": "modules compose both a@1 b@1 --method linear",
     "modules distil": "modules distil both --namespace town",
     "modules distillations": "modules distillations",
+    "memories consolidate": "memories consolidate notes",
+    "memories consolidations": "memories consolidations",
     "modules watch": "modules watch",
     "cube export": "cube export NEW_CUBE",
     "cube import": "cube import CUBE",

@@ -88,7 +88,8 @@ async def served(
     port = front.services
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(edge, services), port)
     memory_pb2_grpc.add_MemoryServiceServicer_to_server(
-        MemoryService(edge, parts.texts, services.remembering, services.reindexer), port
+        MemoryService(edge, parts.texts, services.remembering, services.reindexer, services.consolidations),
+        port,
     )
     activation_pb2_grpc.add_ActivationServiceServicer_to_server(
         ActivationService(edge, services.prefixes, parts.activation, parts.inflight), port

@@ -25,7 +25,14 @@ from memserve.domain import (
     ModuleVersion,
     Tenant,
 )
-from memserve.errors import DistillationFailed, InvalidField, MemserveError, ModuleNotFound, NoWorker
+from memserve.errors import (
+    DistillationFailed,
+    InvalidField,
+    MemserveError,
+    ModuleNotFound,
+    NoWorker,
+    PicklableError,
+)
 from memserve.gateway.modules import failures
 from memserve.gateway.modules.deletion import ModuleDeletion
 from memserve.gateway.modules.distil_work import DistilWork, Outcome, Standing, job_of
@@ -60,7 +67,7 @@ class DistillationStopped:
 Event = DistilPlan | DistilProgress | ModuleVersion | DistillationStopped
 
 
-class NotHeld(MemserveError):
+class NotHeld(PicklableError):
     """The job is no longer this gateway's: it was stopped, or another gateway has it."""
 
 
@@ -193,7 +200,7 @@ class ModuleDistillation:
         standing = Standing(plan=kept.plan, progress=kept.job.progress, version=kept.job.version)
         work = self._background.begin(
             f"distilling {held.module}",
-            self._work.run(tenant, kept.asked, held.job_id, standing, partial(self._hold, held, standing)),
+            self._worked(tenant, kept.asked, held, standing),
         )
         try:
             await self._hold_until_done(held, standing, work)
@@ -204,18 +211,32 @@ class ModuleDistillation:
             with contextlib.suppress(MemserveError):
                 await self._store.hold_distillation(held, seconds=0)
             raise
-        error = asyncio.CancelledError() if work.cancelled() else work.exception()
-        if error is None:
-            await self._done(held, work.result())
-        elif isinstance(error, MemserveError) and not isinstance(error, NotHeld):
-            await self._failed(held, tenant, standing, str(error), failures.kept(error))
-        elif isinstance(error, NotHeld | asyncio.CancelledError):
+        error = None if work.cancelled() else work.exception()
+        outcome = None if work.cancelled() or error else work.result()
+        if outcome is not None:
+            await self._done(held, outcome)
+        elif error is None:
             await self._let_go(held, tenant, standing)
+        elif isinstance(error, MemserveError):
+            await self._failed(held, tenant, standing, str(error), failures.kept(error))
         else:
             reason = f"memserve itself has failed ({type(error).__name__}); its log has more"
             await self._failed(held, tenant, standing, reason, "")
 
-    async def _hold_until_done(self, held: HeldJob, standing: Standing, work: asyncio.Task[Outcome]) -> None:
+    async def _worked(
+        self, tenant: Tenant, asked: Distillation, held: HeldJob, standing: Standing
+    ) -> Outcome | None:
+        """None: the job is no longer this gateway's."""
+        try:
+            return await self._work.run(
+                tenant, asked, held.job_id, standing, partial(self._hold, held, standing)
+            )
+        except NotHeld:
+            return None
+
+    async def _hold_until_done(
+        self, held: HeldJob, standing: Standing, work: asyncio.Task[Outcome | None]
+    ) -> None:
         while not work.done():
             await asyncio.wait([work], timeout=HOLD_EVERY_S)
             try:

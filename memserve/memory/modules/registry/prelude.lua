@@ -84,6 +84,9 @@ local function distillations_key(tenant) return key('distillations', tenant) end
 -- Set of encode_names(T, N): the distillations of all tenants that are under way.
 local DISTILLING_KEY = PREFIX .. 'distilling'
 
+-- Hash by namespace: the newest consolidation of the namespace, as JSON. `consolidations.lua` has its fields.
+local function consolidations_key(tenant) return key('consolidations', tenant) end
+
 -- Stream of the audit's events.
 local function events_key(tenant) return key('events', tenant) end
 

@@ -10,6 +10,7 @@ local DONE_MS = 10000
 local NEEDS_AUDIT_ROOM = {
   publish = true, set_alias = true, drop_alias = true, keep_gate = true, delete = true, record = true,
   preload = true, unload = true, check_audit = true, begin_distillation = true,
+  keep_consolidation = true,
 }
 
 local function read_request()

@@ -37,6 +37,7 @@ SCRIPT_FILES = (
     "modules",
     "preloads",
     "distillations",
+    "consolidations",
     "run",
 )
 SCRIPT = Script.of("memserve.memory.modules.registry", *SCRIPT_FILES)

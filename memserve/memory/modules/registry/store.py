@@ -6,6 +6,7 @@ from memserve.memory.modules.registry.aliases import AliasRecords
 from memserve.memory.modules.registry.audit import AuditRecords
 from memserve.memory.modules.registry.check import ModuleStoreCheck
 from memserve.memory.modules.registry.claims import ClaimRecords
+from memserve.memory.modules.registry.consolidations import ConsolidationRecords
 from memserve.memory.modules.registry.distillations import DistillationRecords
 from memserve.memory.modules.registry.preloads import PreloadRecords
 from memserve.memory.modules.registry.scripts import RegistryLimits
@@ -13,7 +14,13 @@ from memserve.memory.modules.registry.versions import VersionRecords
 
 
 class ModuleStore(
-    VersionRecords, AliasRecords, PreloadRecords, ClaimRecords, DistillationRecords, AuditRecords
+    VersionRecords,
+    AliasRecords,
+    PreloadRecords,
+    ClaimRecords,
+    DistillationRecords,
+    ConsolidationRecords,
+    AuditRecords,
 ):
     """All that is kept of modules; the methods are in the files of their noun.
 
