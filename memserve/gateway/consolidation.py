@@ -17,6 +17,7 @@ import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,6 @@ from memserve.domain import (
     Tenant,
 )
 from memserve.errors import InvalidField, InvalidModule, MemserveError, NoWorker
-from memserve.gateway.modules.gate import Gate
 from memserve.gateway.modules.progress import Step
 from memserve.memory.modules.registry.consolidations import ConsolidationRecords
 from memserve.memory.texts.memory import VectorMemory
@@ -58,6 +58,13 @@ WRITING = "Write one short text that says everything that these notes say, in pl
 
 Vector = npt.NDArray[np.float32]
 Event = ConsolidationPlan | Step | Consolidation
+
+
+class AsksModel(Protocol):
+    """The served model. `Gate` is one."""
+
+    async def base_answer(self, tenant: Tenant, probe: Probe) -> str:
+        """Raises NoWorker, and InvalidModule for what the model cannot be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +107,10 @@ class Consolidations:
     """For all tenants."""
 
     def __init__(
-        self, texts: VectorMemory, store: ConsolidationRecords, gate: Gate, threads: FairThreads
+        self, texts: VectorMemory, store: ConsolidationRecords, gate: AsksModel, threads: FairThreads
     ) -> None:
         self._texts = texts
-        self._store = store
+        self.store = store
         self._gate = gate
         self._threads = threads
 
@@ -173,7 +180,7 @@ class Consolidations:
         known = await self._known(tenant, namespace, consolidation_id, states)
         if known.state is ConsolidationState.CANDIDATE:
             begun = replace(known, state=ConsolidationState.ACCEPTING)
-            if not await self._store.keep_consolidation(tenant.name, tenant.principal, begun, known.state):
+            if not await self.store.keep_consolidation(tenant.name, tenant.principal, begun, known.state):
                 raise _no_candidate(namespace)
         done = await self._texts.consolidate(tenant.name, namespace, known.plan.merges, tenant.principal)
         plan = replace(known.plan, merges=done.merges, left_alone=(*known.plan.left_alone, *done.left_alone))
@@ -181,23 +188,23 @@ class Consolidations:
         if not done.merges:
             reason = "its memories were all written since it was planned"
             ended = replace(ended, state=ConsolidationState.FAILED, reason=reason)
-        await self._store.keep_consolidation(
+        await self.store.keep_consolidation(
             tenant.name, tenant.principal, ended, ConsolidationState.ACCEPTING
         )
-        return (await self._store.consolidations(tenant.name, namespace) or [ended])[0]
+        return (await self.store.consolidations(tenant.name, namespace) or [ended])[0]
 
     async def reject(self, tenant: Tenant, namespace: str, consolidation_id: str) -> Consolidation:
         """Take the candidate away. Raises InvalidField where there is no such candidate."""
         known = await self._known(tenant, namespace, consolidation_id, (ConsolidationState.CANDIDATE,))
         by = f"rejected by {tenant.principal}" if tenant.principal else "rejected"
         ended = replace(known, state=ConsolidationState.REJECTED, reason=by)
-        if not await self._store.keep_consolidation(tenant.name, tenant.principal, ended, known.state):
+        if not await self.store.keep_consolidation(tenant.name, tenant.principal, ended, known.state):
             raise _no_candidate(namespace)
         return ended
 
     async def newest(self, tenant: Tenant) -> list[Consolidation]:
         """Of each namespace."""
-        return await self._store.consolidations(tenant.name)
+        return await self.store.consolidations(tenant.name)
 
     async def _known(
         self,
@@ -206,13 +213,13 @@ class Consolidations:
         consolidation_id: str,
         states: Sequence[ConsolidationState],
     ) -> Consolidation:
-        for known in await self._store.consolidations(tenant.name, namespace):
+        for known in await self.store.consolidations(tenant.name, namespace):
             if consolidation_id in ("", known.consolidation_id) and known.state in states:
                 return known
         raise _no_candidate(namespace)
 
     async def _keep(self, tenant: Tenant, tried: Consolidation) -> Consolidation:
-        await self._store.keep_consolidation(tenant.name, tenant.principal, tried)
+        await self.store.keep_consolidation(tenant.name, tenant.principal, tried)
         return replace(tried, at_s=time.time())
 
     async def _planned(

@@ -1,7 +1,8 @@
 """Which memories of a namespace become one. No language model.
 
-1. Near-duplicates: the rules of `duplicates.py` say that two memories say the same, and both have the same
-   kind, validity, condition and metadata, and state the same values. One of them stays.
+1. Near-duplicates: two memories state the same value of the same property in one sentence each, or the rules
+   of `duplicates.py` say that they say the same. They have the same kind, validity, condition and metadata.
+   One of them stays.
 2. Summaries: facts about one thing, each of one sentence, become one memory that has all their sentences.
    Only facts without a condition, of the same validity and metadata.
 3. Left alone: what contradicts another memory, is pinned, has a place in a document, or is an episode or a
@@ -149,6 +150,9 @@ def _is_near(first: frozenset[str], second: frozenset[str]) -> bool:
 
 
 def _say_the_same(first: Memory, second: Memory) -> bool:
+    one, other = _fact_of(first.text), _fact_of(second.text)
+    if one and other and one.key == other.key:
+        return one.value.casefold() == other.value.casefold()
     overlap = word_overlap(first.text, second.text)
     found = findings_of(second, [Candidate(first, None, overlap)])
     if not any(each.kind is FindingKind.DUPLICATE for each in found):
@@ -184,9 +188,14 @@ def _only_fact(memory: Memory) -> Reading | None:
     """What a memory states that can be part of a summary."""
     if memory.kind is not MemoryKind.FACT or memory.place.within or memory.applies_when:
         return None
-    if len(sentences(memory.text)) != 1:
+    return _fact_of(memory.text)
+
+
+def _fact_of(text: str) -> Reading | None:
+    """What a text of one sentence states, where a rule reads it exactly."""
+    if len(sentences(text)) != 1:
         return None
-    readings = readings_of(memory.text)
+    readings = readings_of(text)
     return readings[0] if len(readings) == 1 and readings[0].form is not Form.CLOZE else None
 
 

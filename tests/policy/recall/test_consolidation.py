@@ -44,6 +44,15 @@ def test_memories_that_say_the_same_become_the_first_of_them() -> None:
     assert [source.memory_id for source in merge.sources] == ["m001", "m002"]
 
 
+def test_a_fact_in_another_form_of_a_statement_is_the_same_memory() -> None:
+    forms = (
+        "Records say that the code of Amber Lantern is 4071.",
+        "Amber Lantern: code 4071.",
+        "As of today the code of Amber Lantern is 4071.",
+    )
+    assert merged(*forms) == [{"m000", "m001", "m002"}]
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -52,6 +61,8 @@ def test_memories_that_say_the_same_become_the_first_of_them() -> None:
         ("Anna owes Ben 20 euros.", "Ben owes Anna 20 euros."),
         ("The gate is open on Monday.", "The gate is not open on Monday."),
         ("Ida likes tea.", "Ida likes coffee."),
+        ("Records say that the code of the gate is 4071.", "Records say that the code of the gate is 4072."),
+        ("The code of the gate is 4071.", "The colour of the gate is 4071."),
     ],
 )
 def test_near_misses_do_not_become_one(first: str, second: str) -> None:
