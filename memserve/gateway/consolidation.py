@@ -27,6 +27,7 @@ from memserve.domain import (
     ConsolidationPlan,
     ConsolidationProbes,
     ConsolidationState,
+    LeftAlone,
     Memory,
     Merge,
     MergeKind,
@@ -52,7 +53,7 @@ RECALLED = 6
 SEARCH_S = 10.0
 BUDGET_S, LEAST_BUDGET_S, MOST_BUDGET_S = 60.0, 1.0, 3600.0
 """Of the served model's answers, in seconds."""
-ROUNDS = 3
+ROUNDS = 4
 """Merges are dropped, and what is left is tried again, so often."""
 WRITING = "Write one short text that says everything that these notes say, in plain sentences."
 
@@ -165,8 +166,13 @@ class Consolidations:
             dropped = _losing(trial.plan.merges, compared, is_asked=trial.model_is_there)
             if dropped and round_ == ROUNDS - 1:
                 why = "what was left of the consolidation lost answers again and again"
-                dropped = dict.fromkeys(range(len(trial.plan.merges)), why)
-            trial.plan = policy.without(trial.plan, dropped)
+                left = [
+                    *trial.plan.left_alone,
+                    *(LeftAlone(each.memory_id, why) for each in trial.plan.merges),
+                ]
+                trial.plan = replace(trial.plan, merges=(), left_alone=tuple(left))
+                return
+            trial.plan = policy.without(trial.plan, dropped, trial.memories)
             trial.probes = _probes(compared)
             if not dropped or not trial.plan.merges:
                 return

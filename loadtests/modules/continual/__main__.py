@@ -165,15 +165,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser("continual", __doc__)
     options.add_argument("--seed", type=int, default=0, help="of facts, self-study and training (default: 0)")
     options.add_argument("--steps", type=int, default=0, help="of each training; 0: the recipe's own")
-    options.add_argument("--facts", type=int, default=0, help="of each document; 0: 24, of --quick 8")
+    options.add_argument("--facts", type=int, default=0, help="of each document; 0: 16, of --quick 8")
+    options.add_argument("--budget-s", type=float, default=0, help="processor seconds of each training")
     chosen = options.parse_args(arguments)
     count = 2 if chosen.quick else 3
-    facts_each = chosen.facts or (8 if chosen.quick else 24)
-    recipe = Recipe(steps=chosen.steps or (100 if chosen.quick else 0))
+    facts_each = chosen.facts or (8 if chosen.quick else 16)
+    recipe = Recipe(steps=chosen.steps or (120 if chosen.quick else 300))
     asked, reading = documents(chosen.seed, count, facts_each)
     columns = {each.name: each.recall for each in asked} | reading.columns
     with tempfile.TemporaryDirectory(prefix="memserve-continual-") as scratch:
-        continual = Continual(Path(scratch), chosen.seed, recipe, 20.0 if chosen.quick else 85.0)
+        continual = Continual(
+            Path(scratch), chosen.seed, recipe, chosen.budget_s or (40.0 if chosen.quick else 60.0)
+        )
         ways, versions = measure(continual, asked, columns, QUICK_MERGES if chosen.quick else MERGES)
     show(ways, versions, asked)
     return finish(bars_of(ways, versions, asked), {"ways": ways, "gate": verdicts(versions)}, chosen.json)
@@ -188,12 +191,14 @@ def measure(
     """Shares by way and column, and the versions that were trained."""
     first = continual.learned("A", asked[0])
     own = [first, *(continual.learned(each.name, each) for each in asked[1:])]
-    replayed, forgetting = first, first
+    replayed = first
     chain: dict[str, Version] = {each.documents[0].name: each for each in own}
     for document in asked[1:]:
         replayed = continual.learned(f"{document.name}-replay", document, replayed)
-        forgetting = continual.learned(f"{document.name}-no-replay", document, forgetting, replay=False)
-        chain |= {f"{document.name}-replay": replayed, f"{document.name}-no-replay": forgetting}
+        chain[f"{document.name}-replay"] = replayed
+    # One document more is enough to show what is forgotten.
+    forgetting = continual.learned(f"{asked[1].name}-no-replay", asked[1], first, replay=False)
+    chain[f"{asked[1].name}-no-replay"] = forgetting
     ways = {"base": continual.shares(None, columns)}
     each_own = [continual.shares(version.folder, columns) for version in own]
     names = [document.name for document in asked]
@@ -202,7 +207,7 @@ def measure(
         for column in columns
     }
     ways["one LoRA, replay"] = continual.shares(replayed.folder, columns)
-    ways["one LoRA, no replay"] = continual.shares(forgetting.folder, columns)
+    ways[f"A, then {asked[1].name}, no replay"] = continual.shares(forgetting.folder, columns)
     for method in merges:
         ways[f"merged, {method}"] = continual.shares(continual.merged(method, own), columns)
     return ways, chain

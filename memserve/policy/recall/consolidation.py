@@ -72,7 +72,19 @@ def plan(
         for merge in _summaries(namespace, groups):
             merges.append(merge)
             joined |= {source.memory_id for source in merge.sources}
-    merges += [
+    merges += _duplicates([group for group in groups if group.keeper.memory_id not in joined])
+    chosen = tuple(_that_fit(merges))
+    return ConsolidationPlan(
+        namespace,
+        len(memories),
+        chosen,
+        tuple(LeftAlone(memory_id, reason) for memory_id, reason in sorted(left_alone.items())),
+        not_looked_at,
+    )
+
+
+def _duplicates(groups: Sequence[_Group]) -> list[Merge]:
+    return [
         Merge(
             MergeKind.DUPLICATES,
             group.keeper.memory_id,
@@ -82,16 +94,8 @@ def plan(
             group.keeper.version,
         )
         for group in groups
-        if group.others and group.keeper.memory_id not in joined
+        if group.others
     ]
-    chosen = tuple(_that_fit(merges))
-    return ConsolidationPlan(
-        namespace,
-        len(memories),
-        chosen,
-        tuple(LeftAlone(memory_id, reason) for memory_id, reason in sorted(left_alone.items())),
-        not_looked_at,
-    )
 
 
 def _left_alone(memories: Sequence[Memory]) -> dict[str, str]:
@@ -297,15 +301,19 @@ def questions(merges: Sequence[Merge], memories: Mapping[str, Memory], most: int
     return [question for question in in_turn if question is not None][:most]
 
 
-def without(plan: ConsolidationPlan, dropped: Mapping[int, str]) -> ConsolidationPlan:
-    """The plan without merges that lose something. dropped: reasons by the places of the merges."""
-    kept = tuple(merge for place, merge in enumerate(plan.merges) if place not in dropped)
-    left = [
-        LeftAlone(source.memory_id, dropped[place])
-        for place, merge in enumerate(plan.merges)
-        if place in dropped
-        for source in merge.sources
-    ]
-    return ConsolidationPlan(
-        plan.namespace, plan.memories, kept, (*plan.left_alone, *left), plan.not_looked_at
-    )
+def without(
+    plan: ConsolidationPlan, dropped: Mapping[int, str], memories: Mapping[str, Memory]
+) -> ConsolidationPlan:
+    """The plan without merges that lose something. Duplicates within a summary still become one.
+
+    dropped: reasons by the places of the merges. memories: those that were looked at, by id.
+    """
+    merges = [merge for place, merge in enumerate(plan.merges) if place not in dropped]
+    left = list(plan.left_alone)
+    for place, reason in sorted(dropped.items()):
+        sources = [memories[source.memory_id] for source in plan.merges[place].sources]
+        again = _duplicates(_groups(sources)) if plan.merges[place].kind is MergeKind.SUMMARY else []
+        merges += again
+        merged = {each.memory_id for merge in again for each in merge.sources}
+        left += [LeftAlone(each.memory_id, reason) for each in sources if each.memory_id not in merged]
+    return ConsolidationPlan(plan.namespace, plan.memories, tuple(merges), tuple(left), plan.not_looked_at)

@@ -169,9 +169,18 @@ def test_each_merge_is_asked_about_before_one_is_asked_twice() -> None:
     assert {"Ida Kern", "4071"} <= {question.value for question in asked}
 
 
+def test_of_a_summary_that_is_dropped_the_duplicates_become_one_all_the_same() -> None:
+    texts = (*FACTS, "The colour of Velmora is blue.")
+    memories = {each.memory_id: each for each in (memory(number, text) for number, text in enumerate(texts))}
+    left = without(plan("n", list(memories.values())), {0: "loses an answer"}, memories)
+    [merge] = left.merges
+    assert (merge.kind, merge.memory_id, merge.sources[0].memory_id) == (MergeKind.DUPLICATES, "m002", "m004")
+    assert {each.memory_id for each in left.left_alone} == {"m000", "m001", "m002", "m003"}
+
+
 def test_a_plan_without_a_merge_tells_what_is_left_alone() -> None:
     memories = [memory(0, SAME), memory(1, SAME)]
-    left = without(plan("n", memories), {0: "loses an answer"})
+    left = without(plan("n", memories), {0: "loses an answer"}, {each.memory_id: each for each in memories})
     assert (left.merges, [(each.memory_id, each.reason) for each in left.left_alone]) == (
         (), [("m001", "loses an answer")],
     )  # fmt: skip
