@@ -30,7 +30,7 @@ class Recipe:
     replayed answers are from the base's. In nats. 0: it does not."""
     least_teacher: float = 0.2
     """The share that the teacher must answer, with the memory before it."""
-    old_share: float = 0.5
+    old_share: float = 0.35
     """Where an earlier version is trained on: the share of the facts' questions that ask for what it was made
     of. 0: none is asked, and what it knew is forgotten."""
 

@@ -53,8 +53,9 @@ RECALLED = 6
 SEARCH_S = 10.0
 BUDGET_S, LEAST_BUDGET_S, MOST_BUDGET_S = 60.0, 1.0, 3600.0
 """Of the served model's answers, in seconds."""
-ROUNDS = 4
-"""Merges are dropped, and what is left is tried again, so often."""
+ROUNDS = 16
+"""Merges are dropped, and what is left is tried again, so often. The served model is asked again only where
+the passages have changed."""
 WRITING = "Write one short text that says everything that these notes say, in plain sentences."
 
 Vector = npt.NDArray[np.float32]

@@ -289,7 +289,7 @@ CHOICE_PB = {
     "memories": [module_pb2.DistilMemory(namespace="town", memory_id="m")],
 }
 RECIPE_PB = module_pb2.DistilRecipe(
-    rank=16, fact_share=0.45, stop_loss=0.02, least_teacher=0.2, old_share=0.5
+    rank=16, fact_share=0.45, stop_loss=0.02, least_teacher=0.2, old_share=0.35
 )
 JOB = DistillationJob(
     "job", "handbook", ModuleKind.LORA, DistillationState.DONE, "alice", 1.0, 2.0,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class Continual:
     ) -> Version:
         """Distil a document, into a new LoRA or into one that goes on."""
         old = tuple(text for each in before.documents for text in each.memories) if before and replay else ()
-        recipe = self._recipe if replay else Recipe(steps=self._recipe.steps, old_share=0.0)
+        recipe = self._recipe if replay else replace(self._recipe, old_share=0.0)
         parent = Parent("0" * 64, before.folder) if before else None
         order = DistilOrder(
             MODEL_DIR, new.memories, recipe=recipe, seed=self._seed, budget_s=self._budget_s,
@@ -165,12 +165,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser("continual", __doc__)
     options.add_argument("--seed", type=int, default=0, help="of facts, self-study and training (default: 0)")
     options.add_argument("--steps", type=int, default=0, help="of each training; 0: the recipe's own")
-    options.add_argument("--facts", type=int, default=0, help="of each document; 0: 16, of --quick 8")
+    options.add_argument("--facts", type=int, default=0, help="of each document; 0: 16, of --quick 6")
     options.add_argument("--budget-s", type=float, default=0, help="processor seconds of each training")
     chosen = options.parse_args(arguments)
     count = 2 if chosen.quick else 3
-    facts_each = chosen.facts or (8 if chosen.quick else 16)
-    recipe = Recipe(steps=chosen.steps or (120 if chosen.quick else 300))
+    facts_each = chosen.facts or (6 if chosen.quick else 16)
+    recipe = (
+        Recipe(steps=chosen.steps or 110, rows=16, fresh=0.2, fact_share=0.6)
+        if chosen.quick
+        else Recipe(steps=chosen.steps or 300)
+    )
     asked, reading = documents(chosen.seed, count, facts_each)
     columns = {each.name: each.recall for each in asked} | reading.columns
     with tempfile.TemporaryDirectory(prefix="memserve-continual-") as scratch:

@@ -101,6 +101,17 @@ def _duplicates(groups: Sequence[_Group]) -> list[Merge]:
 def _left_alone(memories: Sequence[Memory]) -> dict[str, str]:
     """Memories that stay as they are although they could be near others, and why."""
     reasons: dict[str, str] = {}
+    stated: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for memory in memories:
+        for reading in readings_of(memory.text):
+            stated[reading.key].setdefault(reading.value.casefold(), memory.memory_id)
+    for memory in memories:
+        for reading in readings_of(memory.text):
+            others = [
+                each for value, each in stated[reading.key].items() if value != reading.value.casefold()
+            ]
+            if others:
+                reasons.setdefault(memory.memory_id, f"contradicts {others[0]}")
     for first, second in contradictions(memories):
         reasons.setdefault(first.memory_id, f"contradicts {second.memory_id}")
         reasons.setdefault(second.memory_id, f"contradicts {first.memory_id}")

@@ -94,6 +94,9 @@ def test_what_contradicts_another_memory_is_left_alone_and_told() -> None:
     assert planned.merges == ()
     assert {each.memory_id for each in planned.left_alone} == {"m000", "m001", "m002"}
     assert all("contradicts" in each.reason for each in planned.left_alone)
+    forms = ("Amber Lantern: code 1.", "Note: the code of Amber Lantern is 1.", "Amber Lantern: code 2.")
+    several = [memory(number, text) for number, text in enumerate(forms)]
+    assert len(plan("n", several).left_alone) == 3
     linked = memory(1, "A rule.", links=(Link(LinkKind.CONTRADICTS, "m000"),))
     assert len(plan("n", [memory(0, "Some text."), linked]).left_alone) == 2
 
