@@ -246,23 +246,12 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     )
     scoring = Scoring(parts.layout, parts.tokenizing, look_up, router, parts.breakers, parts.tokens)
     trial = ModuleTrial(pool)
-    gate = _gate(parts)
-    gatekeeper = Gatekeeper(memory, trial, gate)
+    gatekeeper = Gatekeeper(memory, trial, _gate(parts))
     placement = ModulePlacement(pool, memory.store)
     uses = VersionUses(parts.uses, pool, parts.gateways)
     remembering = _remembering(parts, scoring)
     lifecycle = ModuleLifecycle(memory, gatekeeper, placement, parts.background)
     deletion = ModuleDeletion(memory, parts.activation, placement, uses, parts.background)
-    distil_work = DistilWork(
-        memory,
-        ChosenMemories(parts.texts, parts.tokenizing),
-        pool,
-        trial,
-        gatekeeper,
-        lifecycle,
-        parts.layout,
-        settings.promotes_distilled,
-    )
     return GatewayServices(
         pipeline=pipeline,
         previews=RecallPreviews(pipeline),
@@ -277,16 +266,37 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         lifecycle=lifecycle,
         deletion=deletion,
         composition=ModuleComposition(memory, pool, trial),
-        distillation=ModuleDistillation(
-            memory, distil_work, deletion, access.named, parts.background, parts.metrics
-        ),
-        canaries=CanaryWatch(
-            memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
-        ),
-        consolidations=Consolidations(parts.texts, memory.store, gate, parts.tokenizing),
+        distillation=_distillation(parts, access, gatekeeper, lifecycle, deletion),
+        canaries=_canaries(parts, access, gatekeeper),
+        consolidations=Consolidations(parts.texts, memory.store, _gate(parts), parts.tokenizing),
         explanations=_explanations(parts, scoring),
         scoring=scoring,
     )
+
+
+def _canaries(parts: GatewayParts, access: Access, gatekeeper: Gatekeeper) -> CanaryWatch:
+    interval_s = parts.settings.canary_interval_s
+    return CanaryWatch(parts.modules, gatekeeper, parts.outcomes, access, parts.metrics, interval_s)
+
+
+def _distillation(
+    parts: GatewayParts,
+    access: Access,
+    gatekeeper: Gatekeeper,
+    lifecycle: ModuleLifecycle,
+    deletion: ModuleDeletion,
+) -> ModuleDistillation:
+    work = DistilWork(
+        parts.modules,
+        ChosenMemories(parts.texts, parts.tokenizing),
+        parts.pool,
+        ModuleTrial(parts.pool),
+        gatekeeper,
+        lifecycle,
+        parts.layout,
+        parts.settings.promotes_distilled,
+    )
+    return ModuleDistillation(parts.modules, work, deletion, access.named, parts.background, parts.metrics)
 
 
 def _explanations(parts: GatewayParts, scoring: Scoring) -> AnswerExplanations:

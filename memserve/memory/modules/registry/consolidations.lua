@@ -1,8 +1,8 @@
 -- Consolidations: namespaces of memories that are to become fewer. Keys are in prelude.lua. They are here
 -- because the audit is: a consolidation and its event are one change.
 --
--- The newest one of each namespace is kept, as JSON {id, state, principal, at_s, body}; `body` is JSON as text,
--- which is not read here.
+-- The newest one of each namespace is kept, as JSON {id, state, principal, at_s, body}; `body` is JSON as
+-- text, which is not read here.
 
 local CONSOLIDATIONS_KEPT_S = 7 * 86400
 local CONSOLIDATIONS_MAX = 64

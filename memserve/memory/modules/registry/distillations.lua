@@ -1,11 +1,11 @@
 -- Distillations: jobs that make versions out of memories. Keys are in prelude.lua.
 --
--- The newest one of each module is kept. A gateway works on a job that it holds, and renews its hold. Where the
--- hold has run out, another gateway takes the job up. A job ends once, with an event in the audit.
+-- The newest one of each module is kept. A gateway works on a job that it holds, and renews its hold. Where
+-- the hold has run out, another gateway takes the job up. A job ends once, with an event in the audit.
 --
 -- Fields of a job: job, principal, state, begun_s, ended_s ('' while it is under way), gateway, held_until,
--- taken_up, version (0: none); and JSON as text, which is not read here: asked, plan, progress, told (what its
--- end has told the audit), failure.
+-- taken_up, version (0: none); and JSON as text, which is not read here: asked, plan, progress, told (what
+-- its end has told the audit), failure.
 
 local ENDED_KEPT_S = 7 * 86400
 local ENDED_MAX = 64
@@ -76,8 +76,8 @@ function looks.distillation(request)
   return redis.call('HGET', distillations_key(request.tenant), request.module)
 end
 
--- request: tenant, principal, module, job, asked, gateway, seconds. Answers the job of the module that is under
--- way: this one, or one that was there.
+-- request: tenant, principal, module, job, asked, gateway, seconds. Answers the job of the module that is
+-- under way: this one, or one that was there.
 function changes.begin_distillation(request)
   local tenant, module = request.tenant, request.module
   local known = read_job(tenant, module)
@@ -97,8 +97,9 @@ function changes.begin_distillation(request)
   return {'done', cjson.encode(job)}
 end
 
--- request: tenant, module, job, gateway, seconds (0: the hold ends), plan, progress ('': as they are), version.
--- Answers `held`, or why the gateway must not go on: another state, `lost` to another gateway, or `gone`.
+-- request: tenant, module, job, gateway, seconds (0: the hold ends), plan, progress ('': as they are),
+-- version. Answers `held`, or why the gateway must not go on: another state, `lost` to another gateway, or
+-- `gone`.
 function sweeps.hold_distillation(request)
   local job, state = running_job(request)
   if not job then return state end
