@@ -19,7 +19,7 @@ class Recipe:
     """The learning rate."""
     fact_share: float = 0.0
     """The share of the questions that ask for the memories. The others keep what the base can do. Once the
-    values are nearly learned, three quarters of it are asked."""
+    values are nearly learned, a part of it is asked."""
     fresh: float = 0.0
     """Replayed lessons that are drawn anew, for each one that is trained on."""
     stop_loss: float = 0.02

@@ -4,7 +4,7 @@
 with transformers what the self-study did not hold: questions in held-out phrasings and in a person's own
 words, passages to read, passages that contradict the module, general knowledge, and things that no memory
 names.
-`--quick`: the demo model alone. Without it SmolLM2-135M-Instruct too, which takes some ten minutes.
+`--quick`: the demo model alone. Without it SmolLM2-135M-Instruct too, some twenty minutes on an idle core.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from loadtests.modules.distil.worlds import Asked, World, demo_world, file_world
 from memserve.domain import DEFAULT_RECIPE, ModuleKind, Recipe
 from memserve.memory.modules.kinds.cartridge import WEIGHTS_FILE
 from memserve.policy.modules.gate import Match, right
+from memserve.policy.modules.recipes import MAX_PHRASINGS
 from memserve.worker.kv.cartridges import read_cartridge
 from memserve.worker.training.distil.distil import distil
 from memserve.worker.training.distil.order import Distilled, DistilOrder
@@ -35,6 +36,8 @@ from memserve.worker.training.distil.teacher import Teacher
 
 # Columns whose share the base has to keep.
 READING = ("passage", "text_wins")
+CURVE = (1, 3, 6, MAX_PHRASINGS)
+"""Of phrasings in which a fact is asked."""
 REPORT_FILE = "training.json"
 """What the training has said, beside the files of --output."""
 
@@ -47,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--kind", choices=list(STUDENTS), help="only this one")
     options.add_argument("--steps", type=int, default=0, help="of training; 0: the recipe's own")
     options.add_argument("--phrasings", type=int, default=0, help="of a fact; 0: the recipe's own")
+    options.add_argument("--curve", action="store_true", help="over the number of phrasings; without bars")
     options.add_argument("--budget-s", type=float, default=0, help="processor seconds; 0: the bar's")
     options.add_argument("--rank", type=int, default=DEFAULT_RECIPE.rank, help="of a LoRA")
     options.add_argument("--memories", type=Path, help="a file of memories, one a line, for SmolLM2")
@@ -57,20 +61,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     worlds = _worlds(chosen)
     bars: list[Bar] = []
     figures: dict[str, object] = {}
-    recipe = Recipe(steps=chosen.steps, phrasings=chosen.phrasings, rank=chosen.rank)
     for world in worlds:
         base = Base(world)
         for kind in [ModuleKind(chosen.kind)] if chosen.kind else list(STUDENTS):
-            budget_s = chosen.budget_s or world.budget_s[kind]
-            order = DistilOrder(
-                base.folder, world.memories, kind, recipe, seed=chosen.seed, budget_s=budget_s
-            )
-            made = _made(base, order, chosen.output, ask_only=chosen.ask_only)
-            measured = measure(base, kind, made)
-            show(world, kind, measured)
-            bars += bars_of(world, kind, measured)
-            figures[f"{world.name} {kind}"] = measured
+            for phrasings in CURVE if chosen.curve else [chosen.phrasings]:
+                name = f"{world.name} {kind}" + (f", {phrasings} phrasings" if phrasings else "")
+                made = _made(base, _order(base, kind, phrasings, chosen), chosen.output, chosen.ask_only)
+                figures[name] = measured = measure(base, kind, made)
+                show(world, name, measured)
+                if not chosen.curve:
+                    bars += bars_of(world, kind, measured)
     return finish(bars, figures, chosen.json)
+
+
+def _order(base: Base, kind: ModuleKind, phrasings: int, chosen: argparse.Namespace) -> DistilOrder:
+    recipe = Recipe(steps=chosen.steps, phrasings=phrasings, rank=chosen.rank)
+    budget_s = chosen.budget_s or base.world.budget_s[kind]
+    return DistilOrder(base.folder, base.world.memories, kind, recipe, chosen.seed, budget_s)
 
 
 def _worlds(chosen: argparse.Namespace) -> list[World]:
@@ -91,7 +98,7 @@ def measure(base: Base, kind: ModuleKind, made: Distilled) -> dict[str, Any]:
     return {"shares": shares, "training": made.report, "bytes": size}
 
 
-def _made(base: Base, order: DistilOrder, output: Path | None, *, ask_only: bool) -> Distilled:
+def _made(base: Base, order: DistilOrder, output: Path | None, ask_only: bool) -> Distilled:
     """output: keeps the module, and the checkpoint of a training that was killed."""
     if output is None:
         with tempfile.TemporaryDirectory(prefix="memserve-distil-") as scratch:
@@ -143,7 +150,11 @@ class Base:
         """Without and with the memory that answers."""
         report(f"{self.world.name}: asking the base")
         model = self.open()
-        return {"base": _shares(self, model), "with_memory": _shares(self, model, with_memory=True)}
+        return {
+            "base": _shares(self, model),
+            "with_memory": _shares(self, model, with_memory=True),
+            "with_document": _shares(self, model, with_document=True),
+        }
 
     def open(self) -> Any:
         from transformers import AutoModelForCausalLM
@@ -165,21 +176,32 @@ def _with_module(base: Base, kind: ModuleKind, folder: Path) -> dict[str, float]
 
 
 def _shares(
-    base: Base, model: Any, kv: Tensor | None = None, *, with_memory: bool = False
+    base: Base,
+    model: Any,
+    kv: Tensor | None = None,
+    *,
+    with_memory: bool = False,
+    with_document: bool = False,
 ) -> dict[str, float]:
-    """kv: a cartridge's."""
+    """kv: a cartridge's. with_memory, with_document: what stands before the questions for what was taught."""
     world, prompts = base.world, base.prompts
     teacher = Teacher(model, 0, prompts.end_ids)
     shares = {}
     for column, questions in world.columns.items():
-        asked: Sequence[Asked] = [each for each in questions if each.with_memory or not with_memory]
+        asked: Sequence[Asked] = [
+            each for each in questions if each.with_memory or not (with_memory or with_document)
+        ]
         if not asked:
             continue
         answers = teacher.answers(
             [
                 prompts.prompt(
                     each.question,
-                    (each.with_memory,) if with_memory else each.passages,
+                    (each.with_memory,)
+                    if with_memory
+                    else world.memories
+                    if with_document
+                    else each.passages,
                     behind=kv is not None,
                 )
                 for each in asked
@@ -194,12 +216,12 @@ def _shares(
     return shares
 
 
-def show(world: World, kind: ModuleKind, measured: Mapping[str, Any]) -> None:
+def show(world: World, name: str, measured: Mapping[str, Any]) -> None:
     shares, training = measured["shares"], measured["training"]
-    print(f"{world.name}, {kind}: {training['readings']} facts of {len(world.memories)} memories")
+    print(f"{name}: {training['readings']} facts of {len(world.memories)} memories")
     rows = [
         [who, *(f"{shares[who][column]:.2f}" if column in shares[who] else "-" for column in world.columns)]
-        for who in ("base", "with_memory", "module")
+        for who in ("base", "with_memory", "with_document", "module")
     ]
     print_table(["", *world.columns], rows)
     print(
@@ -235,8 +257,8 @@ def bars_of(world: World, kind: ModuleKind, measured: Mapping[str, Any]) -> list
         Bar(f"{name} CPU seconds", cpu_s, at_most=300 if is_lora else 480),
     ]
     if is_lora and "paraphrase" in module:
-        with_memory = measured["shares"]["with_memory"]["paraphrase"]
-        bars.append(Bar(f"{name} paraphrases", module["paraphrase"], at_least=with_memory))
+        with_document = measured["shares"]["with_document"]["paraphrase"]
+        bars.append(Bar(f"{name} paraphrases", module["paraphrase"], at_least=with_document))
     return bars
 
 

@@ -29,6 +29,8 @@ LEAST_CARTRIDGE_TOKENS, CARTRIDGE_SHARE = 128, 0.33
 SMALL_MODEL_PHRASINGS = 13
 NEARLY_LEARNED = 0.1
 """The median loss of the values' tokens, in nats."""
+LEARNED_SHARE = 0.6
+"""Of the facts that are asked before that."""
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -67,8 +69,8 @@ def for_model(recipe: Recipe, kind: ModuleKind, parameters: int) -> Recipe:
         recipe,
         steps=recipe.steps or (400 if small else 120),
         rows=recipe.rows or (32 if small else 12),
-        fact_share=recipe.fact_share or (0.45 if small else 0.6),
-        fresh=recipe.fresh or (0.5 if small else 0.12),
+        fact_share=recipe.fact_share or (0.45 if small else 0.5),
+        fresh=recipe.fresh or (0.5 if small else 0.4),
         rate=recipe.rate or (CARTRIDGE_RATE if cartridge else 3e-3 if small else 2e-3),
         phrasings=recipe.phrasings or (SMALL_MODEL_PHRASINGS if small else MAX_PHRASINGS),
     )
@@ -94,7 +96,7 @@ def mix_for(parameters: int) -> Mix:
     """What is replayed. A large model knows more that it can lose, and passages cost it more."""
     if parameters <= SMALL_MODEL_PARAMETERS:
         return Mix()
-    return Mix(contradiction=0.12, reading=0.1, unknown=0.5, general=0.28, beside=0.1)
+    return Mix(contradiction=0.2, reading=0.05, unknown=0.5, general=0.25, beside=0.1)
 
 
 def taught_rows(parameters: int) -> int:
@@ -108,7 +110,7 @@ def facts_asked(recipe: Recipe, medians: Sequence[float]) -> int:
     recipe: with a number for everything. medians: as of `Course.note`.
     """
     nearly = len(medians) >= WINDOW and statistics.median(medians[-WINDOW:]) < NEARLY_LEARNED
-    share = 0.75 * recipe.fact_share if nearly else recipe.fact_share
+    share = LEARNED_SHARE * recipe.fact_share if nearly else recipe.fact_share
     return max(1, round(recipe.rows * share))
 
 

@@ -93,7 +93,7 @@ def test_a_cartridge_has_whole_blocks_and_a_part_of_its_text() -> None:
 
 def test_fewer_facts_are_asked_once_they_are_nearly_learned() -> None:
     recipe = for_model(replace(DEFAULT_RECIPE, rows=20, fact_share=0.4), ModuleKind.LORA, 1)
-    assert [facts_asked(recipe, medians) for medians in ([], [0.5] * 16, [0.01] * 16)] == [8, 8, 6]
+    assert [facts_asked(recipe, medians) for medians in ([], [0.5] * 16, [0.01] * 16)] == [8, 8, 5]
 
 
 def test_a_recipe_for_a_model_has_a_number_for_everything() -> None:

@@ -264,10 +264,9 @@ class _Training:
         others = {(each.question, each.passages): each for each in lessons if not each.answer}
         asked = list(others.values())
         prompts = [self._prompts.prompt(lesson.question, lesson.passages) for lesson in asked]
-        answers = self._teacher.answers(prompts, most=REPLAYED_TOKENS)
-        own = [Row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        for lesson, row, told in zip(asked, own, self._teacher.told(own), strict=True):
-            examples.append(_Example(self._as_student(lesson, row), told, False))
+        said = self._teacher.said(prompts, most=REPLAYED_TOKENS)
+        for lesson, prompt, (answer, told) in zip(asked, prompts, said, strict=True):
+            examples.append(_Example(self._as_student(lesson, Row(prompt, answer)), told, False))
         return examples
 
     def _as_student(self, lesson: Lesson, row: Row) -> Row:

@@ -108,7 +108,7 @@ def _packs(rows: Sequence[Row], width: int) -> list[_Pack]:
         size = len(row.prompt) + len(row.answer) - 1
         if packs:
             pack = packs[-1]
-            prefix = min(pack.prefix, _common(rows[pack.rows[0]].prompt, row.prompt), len(row.prompt) - 1)
+            prefix = min(pack.prefix, common(rows[pack.rows[0]].prompt, row.prompt), len(row.prompt) - 1)
             rest = pack.rest + (pack.prefix - prefix) * len(pack.rows) + size - prefix
             # Where a beginning would be repeated for too many rows, a pack of its own is shorter.
             if prefix + rest <= min(width, pack.prefix + pack.rest + size):
@@ -120,7 +120,8 @@ def _packs(rows: Sequence[Row], width: int) -> list[_Pack]:
     return packs
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
+def common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two rows begin with alike."""
     for place, (one, other) in enumerate(zip(first, second, strict=False)):
         if one != other:
             return place

@@ -24,7 +24,7 @@ from memserve.worker.training.distil import checkpoint
 from memserve.worker.training.distil import distil as distilling
 from memserve.worker.training.distil.distil import distil
 from memserve.worker.training.distil.order import Distilled, DistilOrder
-from memserve.worker.training.distil.prompts import Prompts
+from memserve.worker.training.distil.prompts import Prompts, Row
 from memserve.worker.training.distil.teacher import Teacher
 
 TEXTS = (
@@ -146,6 +146,30 @@ def test_answers_behind_a_cartridge_are_those_of_transformers_with_its_kv() -> N
     for ids, answer in zip(asked, together, strict=True):
         alone = [token for token, _ in reference.steps(kv, ids, 24, to_the_end=True)]
         assert list(answer) == alone
+
+
+def test_what_the_base_says_while_it_answers_is_what_it_says_along_its_answer() -> None:
+    prompts, reference = Prompts(MODEL_DIR), Reference(MODEL_DIR)
+    teacher = Teacher(reference.model, 0, prompts.end_ids)
+    asked = [
+        prompts.prompt(question, passages)
+        for question in ("What is the captain of Winter Osprey?", "Tell me the code of South Archive.")
+        for passages in ((), TEXTS[:2], TEXTS[3:4])
+    ]
+    said = teacher.said(asked)
+    along = teacher.told([Row(prompt, answer) for prompt, (answer, _) in zip(asked, said, strict=True)])
+    for (answer, first), second in zip(said, along, strict=True):
+        assert second.is_right
+        assert first.tokens[:, 0].tolist() == list(answer) == second.tokens[:, 0].tolist()
+        assert torch.allclose(first.logprobs, second.logprobs, atol=1e-3)
+
+
+def test_made_up_names_are_words_of_the_model_that_no_memory_has() -> None:
+    lexicon = Prompts(MODEL_DIR).lexicon(TEXTS)
+    assert {"Falcon", "Amber"} <= set(lexicon.names)
+    assert "copper" in lexicon.nouns
+    assert not {"Winter", "Osprey", "Ranch"} & set(lexicon.names)
+    assert "lynx" not in lexicon.nouns
 
 
 def test_the_number_of_positions_is_refused_by_its_name(tmp_path: Path) -> None:
