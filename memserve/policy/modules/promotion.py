@@ -7,8 +7,8 @@
 4. What is stable climbs one rung at a time, where its gain pays for the making and there is room. Room is
    taken only from subjects of clearly less worth, again the cheapest to rebuild first.
 
-A rung's worth is the time that it saves a day, less the price of its bytes, which rises as more of them are
-asked for. To enter a rung, a subject must
+A rung's worth is the time that it saves a day, less the price of its bytes. Bytes that a smaller rung frees
+are worth what the first that has no room would save with them. To enter a rung, a subject must
 be worth its bytes at a higher price than to stay there, and each rung is kept for a while: nothing flaps.
 Nothing moves that another subject depends on. Source: MemOS, MemScheduler (Li et al. 2025, arXiv 2507.03724).
 """
@@ -32,11 +32,13 @@ from memserve.domain.ladder import (
 )
 from memserve.policy.modules.rung_worth import (
     DEFAULT_RULES,
+    MIB,
     LadderRules,
     check_subject,
     figures,
     mib,
     price_of,
+    served_right,
     worth,
 )
 from memserve.policy.modules.selection import MOST_CHANGES
@@ -81,7 +83,9 @@ class _Board:
             raise ValueError("two subjects have one name")
         for subject in subjects:
             check_subject(subject)
-        self._price_s = price_of(subjects, budget, rules)
+        self._price_s = rules.mib_day_s
+        self._freed_s = price_of(subjects, budget, rules)
+        """What a MiB that becomes free saves a day."""
         self._moved: set[str] = set()
         self._waits: dict[str, str] = {}
         """Why a subject that would pay did not climb."""
@@ -128,7 +132,7 @@ class _Board:
             if subject.rung is Rung.TEXT or not self._may_move(subject):
                 continue
             value = worth(subject, subject.rung, self._price_s)
-            if self._is_served_right(subject, subject.rung) and value >= 0:
+            if served_right(subject, subject.rung, self._rules) and value >= 0:
                 continue
             lower = [
                 rung
@@ -236,8 +240,11 @@ class _Board:
                 continue
             if rung in WEIGHTS and subject.changes > MOST_CHANGES:
                 continue
-            gain = worth(subject, rung, price) - worth(subject, subject.rung, price)
             cost = subject.costs[rung]
+            freed = max(0, _cost(subject).resident_bytes - cost.resident_bytes) / MIB
+            # Others would save something with what it frees.
+            freed_s = freed * (self._freed_s - price)
+            gain = worth(subject, rung, price) - worth(subject, subject.rung, price) + freed_s
             if gain <= 0 or gain * self._rules.payback_days < cost.make_s:
                 continue
             more = max(0, cost.resident_bytes - _cost(subject).resident_bytes)
@@ -299,14 +306,10 @@ class _Board:
     def _enters(self, subject: Subject, rung: Rung) -> bool:
         return (
             rung is not Rung.TEXT
-            and self._is_served_right(subject, rung)
+            and served_right(subject, rung, self._rules)
             and self._is_supported(subject, rung)
             and worth(subject, rung, self._price_s * self._rules.entry) > 0
         )
-
-    def _is_served_right(self, subject: Subject, rung: Rung) -> bool:
-        right, text = subject.costs[rung].right, subject.costs[Rung.TEXT].right
-        return right is None or text is None or right >= text - self._rules.right_loss
 
     def _is_supported(self, subject: Subject, rung: Rung) -> bool:
         """Whether what the rung depends on is there."""

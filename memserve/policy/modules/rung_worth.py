@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memserve.domain.ladder import LadderBudget, Rung, Subject
+from memserve.domain.ladder import RUNGS, LadderBudget, Rung, Subject
 
 MIB = 1 << 20
 DAY_S = 86_400.0
@@ -17,8 +17,7 @@ class LadderRules:
     """How eager the ladder is."""
 
     mib_day_s: float = 0.02
-    """The price of a MiB: the seconds that it must save in a day. Where more than the budget would pay, the
-    price rises as much."""
+    """The least price of a MiB: the seconds that it must save in a day."""
     entry: float = 2.0
     """Times that price is what a subject must be worth to enter a rung, and its worth times this is what
     another must be worth to take its room."""
@@ -53,22 +52,33 @@ def worth(subject: Subject, rung: Rung, price: float) -> float:
 
 
 def price_of(subjects: Sequence[Subject], budget: LadderBudget, rules: LadderRules) -> float:
-    """Seconds a day of a MiB: it rises with how often the budget is asked for.
+    """Seconds a day of a MiB: what the first that the budget has no room for would save with it.
 
-    It does not depend on where the subjects stand, so that a move does not change it.
+    Each is counted on the first rung that it would climb to. Where they stand does not count, so that a move
+    does not change the price.
     """
-    asked = sum(
-        max(
-            (
-                cost.resident_bytes
-                for rung, cost in subject.costs.items()
-                if worth(subject, rung, rules.mib_day_s) > 0
-            ),
-            default=0,
-        )
-        for subject in subjects
-    )
-    return rules.mib_day_s * max(1.0, asked / max(MIB, budget.resident_bytes))
+    asked: list[tuple[float, int]] = []
+    for subject in subjects:
+        for rung in RUNGS[1:]:
+            cost = subject.costs.get(rung)
+            if cost is None or not served_right(subject, rung, rules):
+                continue
+            value = worth(subject, rung, 0.0)
+            if cost.resident_bytes and value > rules.mib_day_s * cost.resident_bytes / MIB:
+                asked.append((value / (cost.resident_bytes / MIB), cost.resident_bytes))
+            break
+    left_bytes = budget.resident_bytes
+    for value, resident_bytes in sorted(asked, reverse=True):
+        left_bytes -= resident_bytes
+        if left_bytes < 0:
+            return value
+    return rules.mib_day_s
+
+
+def served_right(subject: Subject, rung: Rung, rules: LadderRules) -> bool:
+    """Whether the rung answers as much right as text, where both are known."""
+    right, text = subject.costs[rung].right, subject.costs[Rung.TEXT].right
+    return right is None or text is None or right >= text - rules.right_loss
 
 
 def answer_s(subject: Subject, rung: Rung) -> float:

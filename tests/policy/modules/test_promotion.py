@@ -79,16 +79,17 @@ def ladders(draw: st.DrawFn) -> tuple[list[Subject], LadderBudget, float]:
                 tuple(draw(st.lists(st.sampled_from(before), max_size=2, unique=True))) if before else (),
             )
         changed_ago_s = draw(st.none() | st.floats(0, 3 * DAY_S))
+        rung = draw(st.sampled_from(sorted(costs)))
         subjects.append(
             Subject(
                 f"s{place}",
-                draw(st.sampled_from(sorted(costs))),
+                rung,
                 NOW_S - draw(st.floats(0, 3 * DAY_S)),
                 draw(st.floats(0, 50)),
                 costs,
                 draw(st.integers(0, 3)),
                 None if changed_ago_s is None else NOW_S - changed_ago_s,
-                draw(st.booleans()),
+                rung is not Rung.TEXT and draw(st.booleans()),
             )
         )
     budget = LadderBudget(draw(st.integers(0, 200)) * MIB, draw(st.floats(0, 1000)))
@@ -285,6 +286,16 @@ def test_why_it_is_kept_is_told() -> None:
 def test_impossible_subjects_are_refused(broken: list[Subject], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         decide(broken, BUDGET, 0.0, NOW_S)
+
+
+def test_bytes_that_become_free_count_where_others_wait_for_them() -> None:
+    costs = {**COSTS, Rung.CARTRIDGE: replace(COSTS[Rung.CARTRIDGE], make_s=2000.0)}
+    held = subject("held", Rung.PREFIX, costs=costs)
+    assert moves(decide([held], LadderBudget(100 * MIB, 5000.0), 0.0, NOW_S)) == []
+    waiting = subject("waiting", uses=10.0, changed_s=NOW_S)
+    assert moves(decide([held, waiting], LadderBudget(100 * MIB, 5000.0), 0.0, NOW_S)) == [
+        ("held", Rung.PREFIX, Rung.CARTRIDGE)
+    ]
 
 
 def test_worth_is_the_time_saved_less_the_price_of_the_bytes() -> None:
