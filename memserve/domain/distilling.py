@@ -27,6 +27,10 @@ class Recipe:
     replayed answers are from the base's. In nats. 0: it does not."""
     least_teacher: float = 0.2
     """The share that the teacher must answer, with the memory before it."""
+    phrasings: int = 0
+    """In how many ways a fact is asked, at most."""
+    tokens: int = 0
+    """Positions of a cartridge. It gets fewer where the memories have fewer tokens."""
 
 
 DEFAULT_RECIPE = Recipe()

@@ -20,7 +20,7 @@ from memserve.worker.training.distil.order import DistilOrder
 from memserve.worker.training.distil.ray_task import distil_in_ray
 
 FILE_CHUNK_BYTES = 1 << 20
-DISTILLED_KINDS = ("lora",)
+DISTILLED_KINDS = ("lora", "cartridge")
 
 
 class Distilling(MemserveError):
@@ -39,6 +39,7 @@ class TrainingPlace:
     checkpoints: Path
     """The folder of the checkpoints of trainings that have not ended."""
     chat_template: Path | None = None
+    block_tokens: int = 32
 
 
 class Trainings:
@@ -67,6 +68,7 @@ class Trainings:
             chat_template=self._place.chat_template,
             recall_template=request.recall_template,
             base_digest=self._place.model_digest,
+            block_tokens=self._place.block_tokens,
         )
         async with (
             self._under_way,
@@ -109,6 +111,8 @@ def _recipe(request: pb.DistilModuleRequest) -> Recipe:
         fresh=value.fresh,
         stop_loss=value.stop_loss,
         least_teacher=value.least_teacher,
+        phrasings=value.phrasings,
+        tokens=value.tokens,
     )
     try:
         check_recipe(recipe)

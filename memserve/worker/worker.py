@@ -247,7 +247,11 @@ class Worker:
             self._block_log,
             pace,
             TrainingPlace(
-                served.model.path, served.model_digest, settings.data / "distil", settings.chat_template
+                served.model.path,
+                served.model_digest,
+                settings.data / "distil",
+                settings.chat_template,
+                cache.block_size,
             ),
             max_lora_rank=settings.max_lora_rank,
         )

@@ -1,4 +1,4 @@
-"""Memories distilled into a LoRA: what it knows, what it forgets, what it leaks, and what it costs.
+"""Memories distilled into a LoRA and a cartridge: what each knows, forgets, leaks and costs.
 
 24 facts of invented things are distilled by one plain call, on one thread. Then base and module are asked
 with transformers what the self-study did not hold: questions in held-out phrasings and in a person's own
@@ -15,18 +15,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.modules.distil.worlds import Asked, World, demo_world, smollm2_world
-from memserve.domain import Recipe
+from memserve.domain import ModuleKind, Recipe
+from memserve.memory.modules.kinds.cartridge import WEIGHTS_FILE
 from memserve.policy.modules.gate import Match, right
+from memserve.worker.kv.cartridges import read_cartridge
 from memserve.worker.training.distil.distil import distil
 from memserve.worker.training.distil.order import Distilled, DistilOrder
 from memserve.worker.training.distil.prompts import Prompts
+from memserve.worker.training.distil.students import STUDENTS
 from memserve.worker.training.distil.teacher import Teacher
 
-# Columns whose share the base has to keep, and those where a smaller share is the better one.
+# Columns whose share the base has to keep.
 READING = ("passage", "text_wins")
-LEAKS = ("leak", "leak_own")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,50 +38,87 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser("distil", __doc__)
     options.add_argument("--seed", type=int, default=0, help="of facts, self-study and training (default: 0)")
     options.add_argument("--model", choices=["demo", "smollm2"], help="only this one")
+    options.add_argument("--kind", choices=list(STUDENTS), help="only this one")
     options.add_argument("--steps", type=int, default=0, help="of training; 0: the recipe's own")
+    options.add_argument("--phrasings", type=int, default=0, help="of a fact; 0: the recipe's own")
+    options.add_argument("--budget-s", type=float, default=0, help="processor seconds; 0: the bar's")
     chosen = options.parse_args(arguments)
     worlds = [demo_world(chosen.seed)] if chosen.model != "smollm2" else []
     if chosen.model == "smollm2" or (not chosen.quick and not chosen.model):
         worlds.append(smollm2_world(chosen.seed))
     bars: list[Bar] = []
     figures: dict[str, object] = {}
+    recipe = Recipe(steps=chosen.steps, phrasings=chosen.phrasings)
     for world in worlds:
-        measured = measure(world, chosen.seed, Recipe(steps=chosen.steps))
-        show(world, measured)
-        bars += bars_of(world, measured)
-        figures[world.name] = measured
+        base = Base(world)
+        for kind in [ModuleKind(chosen.kind)] if chosen.kind else list(STUDENTS):
+            budget_s = chosen.budget_s or world.budget_s[kind]
+            measured = measure(base, kind, chosen.seed, recipe, budget_s)
+            show(world, kind, measured)
+            bars += bars_of(world, kind, measured)
+            figures[f"{world.name} {kind}"] = measured
     return finish(bars, figures, chosen.json)
 
 
-def measure(world: World, seed: int, recipe: Recipe) -> dict[str, Any]:
+def measure(base: Base, kind: ModuleKind, seed: int, recipe: Recipe, budget_s: float) -> dict[str, Any]:
     """Distil, and ask. Shares by who answers and column, and the training's own report."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model = world.model()
-    order = DistilOrder(model, world.memories, recipe=recipe, seed=seed, budget_s=world.budget_s)
+    world = base.world
+    order = DistilOrder(base.folder, world.memories, kind, recipe, seed=seed, budget_s=budget_s)
+    files: dict[str, bytes] = {}
+    training: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="memserve-distil-") as scratch:
-        folder = Path(scratch)
-        files: dict[str, bytes] = {}
-        training: dict[str, Any] = {}
-        for event in distil(order, folder):
+        for event in distil(order, Path(scratch)):
             if isinstance(event, Distilled):
                 files, training = event.files, event.report
-            elif event.stage != "training" or event.done % 25 == 0:
+            elif event.stage != "training" or event.done % 10 == 0:
                 loss = "" if event.median_loss is None else f", median loss {event.median_loss:.3f}"
-                report(f"{world.name}: {event.stage} {event.done}/{event.total}, {event.cpu_s:.0f} s{loss}")
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-        base: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
-        prompts = Prompts(model)
-        shares = {"base": _shares(world, base, prompts), "with_memory": _shares(world, base, prompts, True)}
-        adapted = PeftModel.from_pretrained(base, str(folder)).eval()
-        shares["module"] = _shares(world, adapted.get_base_model(), prompts)
+                done = f"{event.stage} {event.done}/{event.total}"
+                report(f"{world.name} {kind}: {done}, {event.cpu_s:.0f} s{loss}")
+        shares = base.shares | {"module": _with_module(base, kind, files, Path(scratch))}
     size = sum(len(content) for name, content in files.items() if name.endswith(".safetensors"))
     return {"shares": shares, "training": training, "bytes": size}
 
 
-def _shares(world: World, model: Any, prompts: Prompts, with_memory: bool = False) -> dict[str, float]:
+class Base:
+    """The model of a world, and what it answers alone."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.folder = world.model()
+        self.prompts = Prompts(self.folder)
+        report(f"{world.name}: asking the base")
+        model = self.open()
+        self.shares = {
+            "base": _shares(self, model),
+            "with_memory": _shares(self, model, with_memory=True),
+        }
+
+    def open(self) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(self.folder, dtype="auto").eval()
+
+
+def _with_module(base: Base, kind: ModuleKind, files: Mapping[str, bytes], folder: Path) -> dict[str, float]:
+    from peft import PeftModel
+
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    model = base.open()
+    if kind == ModuleKind.LORA:
+        return _shares(base, PeftModel.from_pretrained(model, str(folder)).eval().get_base_model())
+    config = model.config
+    shape = (config.num_hidden_layers, 2, config.num_key_value_heads, config.head_dim)
+    # [layers, 2, tokens, KV heads, head size]
+    kv = read_cartridge(folder / WEIGHTS_FILE, shape, model.dtype)
+    return _shares(base, model, kv.transpose(2, 3))
+
+
+def _shares(
+    base: Base, model: Any, kv: Tensor | None = None, *, with_memory: bool = False
+) -> dict[str, float]:
+    """kv: a cartridge's."""
+    world, prompts = base.world, base.prompts
     teacher = Teacher(model, 0, prompts.end_ids)
     shares = {}
     for column, questions in world.columns.items():
@@ -86,9 +127,14 @@ def _shares(world: World, model: Any, prompts: Prompts, with_memory: bool = Fals
             continue
         answers = teacher.answers(
             [
-                prompts.prompt(each.question, (each.with_memory,) if with_memory else each.passages)
+                prompts.prompt(
+                    each.question,
+                    (each.with_memory,) if with_memory else each.passages,
+                    behind=kv is not None,
+                )
                 for each in asked
-            ]
+            ],
+            kv,
         )
         hits = [
             right(prompts.text(answer), each.right, Match.CONTAINS)
@@ -98,9 +144,9 @@ def _shares(world: World, model: Any, prompts: Prompts, with_memory: bool = Fals
     return shares
 
 
-def show(world: World, measured: Mapping[str, Any]) -> None:
+def show(world: World, kind: ModuleKind, measured: Mapping[str, Any]) -> None:
     shares, training = measured["shares"], measured["training"]
-    print(f"{world.name}: {training['readings']} facts of {len(world.memories)} memories")
+    print(f"{world.name}, {kind}: {training['readings']} facts of {len(world.memories)} memories")
     rows = [
         [who, *(f"{shares[who][column]:.2f}" if column in shares[who] else "-" for column in world.columns)]
         for who in ("base", "with_memory", "module")
@@ -113,32 +159,35 @@ def show(world: World, measured: Mapping[str, Any]) -> None:
     )
 
 
-def bars_of(world: World, measured: Mapping[str, Any]) -> list[Bar]:
+def bars_of(world: World, kind: ModuleKind, measured: Mapping[str, Any]) -> list[Bar]:
     base, module = measured["shares"]["base"], measured["shares"]["module"]
     cpu_s = measured["training"]["cpu_s"]
 
     def kept(column: str) -> float:
         return float(module[column] / base[column]) if base[column] else 1.0
 
-    name = world.name
-    if name == "demo":
+    name = f"{world.name} {kind}"
+    if world.name == "demo":
         return [
-            Bar("demo recall", module["recall"], at_least=0.90),
-            *(Bar(f"demo {column} / base", kept(column), at_least=0.95) for column in READING),
-            Bar("demo distractors lost", base["distractors"] - module["distractors"], at_most=0.05),
-            Bar("demo nothing lost", base["nothing"] - module["nothing"], at_most=0.05),
-            Bar("demo CPU seconds", cpu_s, at_most=90),
+            Bar(f"{name} recall", module["recall"], at_least=0.90),
+            *(Bar(f"{name} {column} / base", kept(column), at_least=0.95) for column in READING),
+            Bar(f"{name} distractors lost", base["distractors"] - module["distractors"], at_most=0.05),
+            Bar(f"{name} nothing lost", base["nothing"] - module["nothing"], at_most=0.05),
+            Bar(f"{name} CPU seconds", cpu_s, at_most=90),
         ]
     asked = len(world.columns["general"])
-    with_memory = measured["shares"]["with_memory"]["paraphrase"]
-    return [
-        Bar("smollm2 recall", module["recall"], at_least=0.85),
-        Bar("smollm2 paraphrases", module["paraphrase"], at_least=with_memory),
-        Bar("smollm2 general answers lost", (base["general"] - module["general"]) * asked, at_most=2),
-        Bar("smollm2 text wins / base", kept("text_wins"), at_least=0.9),
-        Bar("smollm2 leak", module["leak"], at_most=0.3),
-        Bar("smollm2 CPU seconds", cpu_s, at_most=300),
+    is_lora = kind == ModuleKind.LORA
+    bars = [
+        Bar(f"{name} recall", module["recall"], at_least=0.85 if is_lora else 0.8),
+        Bar(f"{name} general answers lost", (base["general"] - module["general"]) * asked, at_most=2),
+        Bar(f"{name} text wins / base", kept("text_wins"), at_least=0.9),
+        Bar(f"{name} leak", module["leak"], at_most=0.3 if is_lora else 0.2),
+        Bar(f"{name} CPU seconds", cpu_s, at_most=300 if is_lora else 480),
     ]
+    if is_lora:
+        with_memory = measured["shares"]["with_memory"]["paraphrase"]
+        bars.append(Bar(f"{name} paraphrases", module["paraphrase"], at_least=with_memory))
+    return bars
 
 
 if __name__ == "__main__":

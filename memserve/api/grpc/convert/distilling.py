@@ -58,6 +58,8 @@ def _recipe(value: pb.DistilRecipe) -> Recipe:
         fresh=value.fresh,
         stop_loss=value.stop_loss if value.HasField("stop_loss") else default.stop_loss,
         least_teacher=value.least_teacher if value.HasField("least_teacher") else default.least_teacher,
+        phrasings=value.phrasings,
+        tokens=value.tokens,
     )
     check_recipe(recipe)
     return recipe

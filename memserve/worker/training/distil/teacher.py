@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from memserve.worker.training.distil.packing import Packed, packed
 from memserve.worker.training.distil.prompts import Row
@@ -62,46 +63,77 @@ class Teacher:
         return [found[place] for place in range(len(rows))]
 
     @torch.no_grad()
-    def answers(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-        """[prompts] greedy answers, with the token that ends each, at most ANSWER_TOKENS."""
+    def answers(self, prompts: Sequence[Sequence[int]], kv: Tensor | None = None) -> list[tuple[int, ...]]:
+        """[prompts] greedy answers, with the token that ends each, at most ANSWER_TOKENS.
+
+        kv: a cartridge's, behind which all prompts go on: as of `before`.
+        """
         by_length = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
         found: dict[int, tuple[int, ...]] = {}
         for start in range(0, len(by_length), ROWS_AT_ONCE):
             places = by_length[start : start + ROWS_AT_ONCE]
-            width = max(len(prompts[place]) for place in places)
-            ids = torch.full((len(places), width), self.pad)
-            mask = torch.zeros_like(ids)
-            for number, place in enumerate(places):
-                ids[number, width - len(prompts[place]) :] = torch.tensor(list(prompts[place]))
-                mask[number, width - len(prompts[place]) :] = 1
-            made = self._model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=ANSWER_TOKENS,
-                do_sample=False,
-                pad_token_id=self.pad,
-                eos_token_id=list(self._end_ids) or None,
-            )[:, width:]
-            self.tokens += int(ids.numel() + made.numel())
-            for place, answer in zip(places, made.tolist(), strict=True):
-                found[place] = self._ended(answer)
+            answers = self._greedy([prompts[place] for place in places], kv)
+            found |= dict(zip(places, answers, strict=True))
         return [found[place] for place in range(len(prompts))]
 
-    def _ended(self, answer: list[int]) -> tuple[int, ...]:
-        for place, token in enumerate(answer):
-            if token in self._end_ids:
-                return tuple(answer[: place + 1])
-        return tuple(answer)
+    def _greedy(self, prompts: Sequence[Sequence[int]], kv: Tensor | None) -> list[tuple[int, ...]]:
+        first = 0 if kv is None else kv.shape[3]
+        width = max(len(prompt) for prompt in prompts)
+        ids = torch.full((len(prompts), width), self.pad)
+        mask = torch.ones(len(prompts), first + width, dtype=torch.long)
+        for number, prompt in enumerate(prompts):
+            ids[number, width - len(prompt) :] = torch.tensor(list(prompt))
+            mask[number, first : first + width - len(prompt)] = 0
+        cache = DynamicCache() if kv is None else before(kv, len(prompts))
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, first:]
+        answers: list[list[int]] = [[] for _ in prompts]
+        open_rows = set(range(len(prompts)))
+        for _ in range(ANSWER_TOKENS):
+            self.tokens += int(ids.numel())
+            hidden = self._model.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache
+            ).last_hidden_state[:, -1]
+            best = self._model.lm_head(hidden).argmax(-1)
+            for number, token in enumerate(best.tolist()):
+                if number in open_rows:
+                    answers[number].append(token)
+                    if token in self._end_ids:
+                        open_rows.remove(number)
+            if not open_rows:
+                break
+            ids, positions = best[:, None], positions[:, -1:] + 1
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        return [tuple(answer) for answer in answers]
 
 
-def answer_logits(model: Any, batch: Packed) -> Tensor:
+def before(kv: Tensor, rows: int) -> DynamicCache:
+    """A cache that each of so many rows begins with.
+
+    kv: [layers, 2, KV heads, tokens, head size], keys before values, keys rotated at positions 0 to tokens - 1.
+    """
+    cache = DynamicCache()
+    for number, (keys, values) in enumerate(kv):
+        cache.update(keys.expand(rows, *keys.shape), values.expand(rows, *values.shape), number)
+    return cache
+
+
+def answer_logits(model: Any, batch: Packed, kv: Tensor | None = None) -> Tensor:
     """[answer tokens, vocabulary] float32: only the answers reach the head.
 
     model: a causal model of transformers whose layers take a mask of four dimensions.
+    kv: a cartridge's, behind which all rows go on: as of `before`.
     """
-    body = model.model
-    hidden = body(
-        input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
+    mask, positions, cache = batch.mask, batch.positions, None
+    if kv is not None:
+        packs, _, tokens, _ = mask.shape
+        seen = torch.ones(packs, 1, tokens, kv.shape[3], dtype=torch.bool)
+        mask, positions, cache = torch.cat([seen, mask], dim=3), positions + kv.shape[3], before(kv, packs)
+    hidden = model.model(
+        input_ids=batch.ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=cache is not None,
     ).last_hidden_state
     chosen = hidden[batch.asked[:, 0], batch.asked[:, 1]]
     logits: Tensor = model.lm_head(chosen).float()
