@@ -15,6 +15,7 @@ from pydantic import (
 
 from memserve.config.embedding import EmbeddingSettings
 from memserve.config.identity import IdentitySettings
+from memserve.config.ladder import LadderSettings
 from memserve.config.ports import PortSettings
 from memserve.config.redis_urls import with_certificates
 from memserve.config.values import RoutingPolicy, SettingFile
@@ -24,7 +25,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 
-class Settings(PortSettings, IdentitySettings, EmbeddingSettings):
+class Settings(PortSettings, IdentitySettings, EmbeddingSettings, LadderSettings):
     """The settings of one memserve process. Units are in the names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -109,3 +109,27 @@ class LadderDecision:
     """A sentence with the figures."""
     before: LadderUse
     after: LadderUse
+    makes_room_for: str = ""
+    """The subject that climbs with what this one gives back."""
+
+
+@dataclass(frozen=True, slots=True)
+class LadderStep:
+    """A decision, and what was done about it."""
+
+    decision: LadderDecision
+    outcome: str = ""
+    """For a person. Empty: nothing was done, because it is kept, or only advised."""
+
+
+@dataclass(frozen=True, slots=True)
+class LadderReport:
+    """What was last decided for a tenant."""
+
+    mode: str
+    """off, advise or act."""
+    at_s: float
+    """Seconds since the epoch. 0: nothing has been decided yet."""
+    budget: LadderBudget
+    use: LadderUse
+    steps: tuple[LadderStep, ...]

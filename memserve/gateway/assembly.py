@@ -22,6 +22,9 @@ from memserve.gateway.documents import DocumentKeeper
 from memserve.gateway.erasure import OutsideTheStore
 from memserve.gateway.explanations import Explanations
 from memserve.gateway.feedback import Feedback
+from memserve.gateway.ladder.controller import LadderController, order_of
+from memserve.gateway.ladder.hands import LadderHands
+from memserve.gateway.ladder.standing import Standings
 from memserve.gateway.layout import PromptLayout, open_layout
 from memserve.gateway.leave_one_out import LeavingOneOut
 from memserve.gateway.live import LiveRequests
@@ -82,6 +85,7 @@ from memserve.policy.routing.residuals import Residuals
 from memserve.private_files import open_data_dir
 from memserve.processes.supervised import Background
 from memserve.registry.gateways import Gateways
+from memserve.registry.ladder import LadderRecords
 from memserve.tls.live import LiveTls
 from memserve.turns import FairThreads, leave_one, on_own_thread
 
@@ -114,6 +118,7 @@ class GatewayParts:
     answers: KeptAnswers
     ledger: UseLedger
     documents: DocumentReader
+    ladder: LadderRecords
     uses: ModuleUses = field(default_factory=ModuleUses)
     outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)
     decisions: Decisions = field(default_factory=Decisions)
@@ -142,6 +147,7 @@ class GatewayServices:
     distillation: ModuleDistillation
     canaries: CanaryWatch
     warm_pinned: WarmPinned
+    ladder: LadderController
     explanations: AnswerExplanations
     scoring: Scoring
 
@@ -179,6 +185,8 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         ledger = UseLedger(settings.redis)
         stack.push_async_callback(ledger.close)
         connect_texts(texts, tokenizer, OutsideTheStore(answers, ledger, activation, settings.data))
+        ladder = LadderRecords(settings.redis)
+        stack.push_async_callback(ladder.close)
         documents = DocumentReader()
         stack.callback(documents.close)
         gateways = Gateways(settings.redis)
@@ -206,6 +214,7 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
             answers=answers,
             ledger=ledger,
             documents=documents,
+            ladder=ladder,
         )
 
 
@@ -247,6 +256,8 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     placement = ModulePlacement(pool, memory.store)
     uses = VersionUses(parts.uses, pool, parts.gateways)
     remembering = _remembering(parts, scoring)
+    distillation = _distillation(parts, trial, gatekeeper)
+    hands = LadderHands(memory, placement, distillation, parts.background)
     return GatewayServices(
         pipeline=pipeline,
         previews=RecallPreviews(pipeline),
@@ -261,7 +272,8 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         lifecycle=ModuleLifecycle(memory, gatekeeper, placement, parts.background),
         deletion=ModuleDeletion(memory, parts.activation, placement, uses, parts.background),
         composition=ModuleComposition(memory, pool, trial),
-        distillation=_distillation(parts, trial, gatekeeper),
+        distillation=distillation,
+        ladder=_ladder(parts, pinned, warm_pinned, hands, access),
         canaries=CanaryWatch(
             memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
         ),
@@ -274,6 +286,32 @@ def _distillation(parts: GatewayParts, trial: ModuleTrial, gatekeeper: Gatekeepe
     memories = ChosenMemories(parts.texts, parts.tokenizing)
     return ModuleDistillation(
         parts.modules, memories, parts.pool, trial, gatekeeper, parts.layout, parts.background
+    )
+
+
+def _ladder(
+    parts: GatewayParts, pinned: Pinned, warm_pinned: WarmPinned, hands: LadderHands, access: Access
+) -> LadderController:
+    standings = Standings(
+        parts.texts,
+        parts.ledger,
+        pinned,
+        warm_pinned,
+        parts.modules.store,
+        parts.pool,
+        parts.model,
+        parts.settings.recall_limit,
+    )
+    return LadderController(
+        order_of(parts.settings),
+        parts.ladder,
+        standings,
+        hands,
+        parts.texts,
+        parts.modules.store,
+        warm_pinned,
+        access,
+        parts.metrics,
     )
 
 

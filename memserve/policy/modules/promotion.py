@@ -195,7 +195,7 @@ class _Board:
                     f"{name} is worth more than its room, and this is the cheapest to rebuild: "
                     f"{_cost(victim).make_s:.1f} s"
                 )
-                self._move(self._standing[victim.name], Rung.TEXT, why)
+                self._move(self._standing[victim.name], Rung.TEXT, why, makes_room_for=name)
             why = f"it pays: {figures(subject, subject.rung, rung, wish.gain)}"
             self._move(subject, rung, why)
         return len(self.decisions) > moved
@@ -284,7 +284,7 @@ class _Board:
             victims.append(victim)
         return victims
 
-    def _move(self, subject: Subject, rung: Rung, why: str) -> None:
+    def _move(self, subject: Subject, rung: Rung, why: str, *, makes_room_for: str = "") -> None:
         before = self._use
         moved = replace(subject, rung=rung, since_s=self._now_s, outdated=False)
         self._standing[subject.name] = moved
@@ -296,7 +296,7 @@ class _Board:
         self._spent_s += subject.costs[rung].make_s
         action = LadderAction.PROMOTE if rung.height > subject.rung.height else LadderAction.DEMOTE
         self.decisions.append(
-            LadderDecision(subject.name, action, subject.rung, rung, why, before, self._use)
+            LadderDecision(subject.name, action, subject.rung, rung, why, before, self._use, makes_room_for)
         )
 
     def _rungs(self, subject: Subject) -> Iterator[Rung]:

@@ -231,10 +231,9 @@ def test_what_a_changed_subject_carries_goes_before_it() -> None:
 def test_room_is_taken_from_those_of_clearly_less_worth() -> None:
     budget = LadderBudget(100 * MIB, 1000.0)
     held = subject("held", Rung.PREFIX, uses=1.0)
-    assert moves(decide([held, subject("hot", uses=20.0)], budget, 0.0, NOW_S))[:2] == [
-        ("held", Rung.PREFIX, Rung.TEXT),
-        ("hot", Rung.TEXT, Rung.PREFIX),
-    ]
+    displacing = decide([held, subject("hot", uses=20.0)], budget, 0.0, NOW_S)
+    assert moves(displacing) == [("held", Rung.PREFIX, Rung.TEXT), ("hot", Rung.TEXT, Rung.PREFIX)]
+    assert [each.makes_room_for for each in displacing] == ["hot", ""]
     alike = replace(held, uses_per_day=15.0, costs={rung: COSTS[rung] for rung in (Rung.TEXT, Rung.PREFIX)})
     warm = replace(alike, name="warm", rung=Rung.TEXT, uses_per_day=20.0)
     decisions = decide([alike, warm], budget, 0.0, NOW_S)
