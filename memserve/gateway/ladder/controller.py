@@ -2,8 +2,8 @@
 
 1. Every gateway looks at each tenant's record. The one that takes the turn reads where its namespaces stand
    (`standing.py`) and has the policy decide (`policy/modules/promotion.py`).
-2. It decides when the interval is over, and soon after any change of the tenant's memories while something
-   stands above text, so that a fact that has changed is not answered from weights.
+2. It decides when the interval is over, and soon after a change of the tenant's modules, or of its memories
+   while a module that was made of some may answer: so a fact that has changed is not answered from weights.
 3. Where it acts, it carries the decisions out in their order (`hands.py`), and each leaves an event in the
    audit. A full audit stops it. Advice leaves an event when it differs from the last.
 4. The record has the decisions with their reasons, for `memserve ladder show`. All gateways follow it: which
@@ -50,7 +50,7 @@ from memserve.registry.ladder import LadderRecords
 PRINCIPAL = "memserve ladder"
 LOOK_S = 1.0
 PERIOD_S = 86_400.0
-CHANGED_EVERY_S = 2.0
+CHANGED_EVERY_S = 1.0
 """After a change of a memory it is decided at most so often."""
 DECIDE_MAX_S = 120.0
 TURN_S = 1.5 * DECIDE_MAX_S
@@ -132,8 +132,12 @@ class LadderController:
             return True
         if now_s - record.at_s < CHANGED_EVERY_S:
             return False
-        standing = any(of.rung in WEIGHTS for of in record.namespaces.values())
-        return standing and await self._texts.last_change(tenant) != record.sequence
+        has_live = any(of.has_live for of in record.namespaces.values())
+        if self._hands.has_failed(tenant):
+            return True
+        if has_live and await self._texts.last_change(tenant) != record.sequence:
+            return True
+        return await self._store.last_event_id(tenant) != record.event
 
     async def _take_turn(self, tenant: str) -> None:
         token = uuid.uuid4().hex
@@ -151,6 +155,7 @@ class LadderController:
     async def _decide(self, tenant: Tenant, record: LadderRecord) -> None:
         # Before anything is read: a change that comes meanwhile is seen next time.
         record.sequence = await self._texts.last_change(tenant.name)
+        record.event = await self._store.last_event_id(tenant.name)
         now_s = time.time()
         if now_s - record.period_s >= PERIOD_S or now_s < record.period_s:
             record.period_s, record.use = now_s, replace(record.use, make_s=0.0)

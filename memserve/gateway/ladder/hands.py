@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from memserve.domain import DistilChoice, ModuleVersion, Tenant
 from memserve.domain.ladder import WEIGHTS, LadderDecision, Rung
-from memserve.errors import MemserveError
+from memserve.errors import MemserveError, NoWorker
 from memserve.gateway.ladder.record import LadderRecord
 from memserve.gateway.ladder.standing import LadderModule, Standing
 from memserve.gateway.modules.distillation import Distillation, ModuleDistillation
@@ -41,6 +41,8 @@ class LadderHands:
         self._placement = placement
         self._distillation = distillation
         self._background = background
+        self._watched: set[tuple[str, str, Rung]] = set()
+        """Tenants, namespaces and rungs whose distillation is followed here."""
         self._failed: dict[tuple[str, str, Rung], str] = {}
 
     async def carry_out(
@@ -57,6 +59,10 @@ class LadderHands:
         if standing.has_pinned:
             done.append(self._warm(decision, record))
         return "; ".join(filter(None, done))
+
+    def has_failed(self, tenant: str) -> bool:
+        """Whether a distillation that was begun here has come to nothing, and is not told yet."""
+        return any(key[0] == tenant for key in self._failed)
 
     def failures(self, tenant: str) -> dict[tuple[str, Rung], str]:
         """Why distillations that were begun here came to nothing, by namespace and rung. Told once."""
@@ -133,7 +139,12 @@ class LadderHands:
         await self._distillation.plan(tenant, distillation)
         begun = record.namespaces[namespace].begun
         again = rung in begun
+        if (tenant.name, namespace, rung) in self._watched:
+            return f"the distillation of {name} goes on"
+        if self._background.is_full:
+            raise NoWorker("this gateway has too much under way; the ladder distils later")
         begun.setdefault(rung, time.time())
+        self._watched.add((tenant.name, namespace, rung))
         self._background.begin("the ladder distils", self._distil(tenant, namespace, rung, distillation))
         return f"the distillation of {name} {'goes on' if again else 'has begun'}"
 
@@ -146,3 +157,5 @@ class LadderHands:
                         log.info("%s is a candidate of the ladder", event.reference)
         except MemserveError as error:
             self._failed[(tenant.name, namespace, rung)] = str(error)
+        finally:
+            self._watched.discard((tenant.name, namespace, rung))

@@ -27,6 +27,8 @@ class NamespaceRecord:
     rate: UseRate = field(default_factory=UseRate)
     rung: Rung = Rung.TEXT
     since_s: float = 0.0
+    has_live: bool = False
+    """Requests may be answered with a module that was made of its memories."""
     begun: dict[Rung, float] = field(default_factory=dict)
     """Trainings that have been begun and paid, by rung: when."""
     refused: dict[Rung, tuple[float, str]] = field(default_factory=dict)
@@ -41,6 +43,8 @@ class LadderRecord:
     """Of the last decision, in seconds since the epoch."""
     sequence: int = -1
     """Of the tenant's last change of a memory that was seen."""
+    event: str = ""
+    """The tenant's last event of the audit that was seen."""
     period_s: float = 0.0
     """When the period of the budget's seconds began."""
     use: LadderUse = field(default_factory=lambda: LadderUse(0, 0.0))

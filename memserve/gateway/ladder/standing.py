@@ -152,6 +152,7 @@ class Standings:
         rung = _rung(checked, is_warm=bool(pinned) and not cooled)
         if rung is not record.rung:
             record.rung, record.since_s = rung, now_s
+        record.has_live = any(module.is_live for module in checked)
         _settle(record, checked, now_s)
         figures = self._figures(tenant, namespace, list(memories.values()), pinned, record, checked, cooled)
         costs = costs_of(figures, engine)
