@@ -44,5 +44,6 @@ class LadderSettings(BaseModel):
         86_400.0,
         ge=0,
         le=31_536_000,
-        description="How long a namespace in which a memory changed stays on its rung before it climbs.",
+        description="How long after a change of a memory its namespace does not climb to a cartridge or a "
+        "LoRA. To a warm prefix it climbs after a 24th of it.",
     )

@@ -187,8 +187,6 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         connect_texts(texts, tokenizer, OutsideTheStore(answers, ledger, activation, settings.data))
         ladder = LadderRecords(settings.redis)
         stack.push_async_callback(ladder.close)
-        documents = DocumentReader()
-        stack.callback(documents.close)
         gateways = Gateways(settings.redis)
         stack.push_async_callback(gateways.close)
         background = Background()
@@ -213,7 +211,7 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
             tokens=tokens,
             answers=answers,
             ledger=ledger,
-            documents=documents,
+            documents=stack.enter_context(contextlib.closing(DocumentReader())),
             ladder=ladder,
         )
 
@@ -227,9 +225,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     router = Router(pool, settings, parts.residuals, parts.breakers)
     pinned = Pinned(parts.texts)
     prefixes = Prefixes(check, fit, memory, parts.activation, pool, parts.tokens)
-    warm_pinned = WarmPinned(
-        pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics, access, enabled=settings.warm_pinned
-    )
+    warm_pinned = _warm_pinned(parts, pinned, prefixes, access)
     pipeline = Pipeline(
         settings=settings,
         inflight=parts.inflight,
@@ -279,6 +275,13 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         ),
         explanations=_explanations(parts, scoring),
         scoring=scoring,
+    )
+
+
+def _warm_pinned(parts: GatewayParts, pinned: Pinned, prefixes: Prefixes, access: Access) -> WarmPinned:
+    enabled = parts.settings.warm_pinned
+    return WarmPinned(
+        pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics, access, enabled=enabled
     )
 
 

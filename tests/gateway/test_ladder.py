@@ -20,7 +20,7 @@ from memserve.registry.ladder import LadderRecords
 from tests.gateway.fixtures import StartGateway
 from tests.gateway.lora_files import lora_files, write_files
 from tests.gateway.modules.test_distillation import town
-from tests.gateway.running import RunningGateway, eventually
+from tests.gateway.running import RunningGateway, eventually, until
 from tests.kv.redis_server import RedisServer
 
 RULE = "Codes are read out digit by digit, and no digit is ever left out or added to them. " * 4
@@ -151,17 +151,22 @@ async def test_a_pinned_prefix_that_is_not_used_is_left_cold_and_warmed_again_wh
     start_gateway: StartGateway,
 ) -> None:
     gateway = await start_gateway(knowledge_ladder="act", **{**QUICK, "knowledge_ladder_cpu_s": 60})
+
+    def computed_ahead() -> int:
+        return sum(request.keep for request in gateway.workers[0].requests)
+
     await gateway.client.remember("desk", RULE, memory_id="rule", pinned=True)
-    warm = gateway.parts.metrics.pinned_prefixes.labels("computed")._value
     await reported(gateway, stands("desk", Rung.TEXT))
-    cold = warm.get()
+    before = computed_ahead()
     assert "its pinned prefix is not kept warm" in {
         noted["outcome"] for noted in await events(gateway, "ladder")
     }
+    await gateway.client.update_memory("desk", "rule", text=RULE + "Twice.")
+    await asyncio.sleep(0.5)
+    assert computed_ahead() == before
     await use(gateway, "desk", "rule")
     await reported(gateway, stands("desk", Rung.PREFIX))
-    asked = len(gateway.workers[0].requests)
-    assert asked >= cold
+    await until(lambda: computed_ahead() > before)
 
 
 async def test_a_full_audit_stops_it(start_gateway: StartGateway) -> None:

@@ -52,6 +52,8 @@ LOOK_S = 1.0
 PERIOD_S = 86_400.0
 CHANGED_EVERY_S = 1.0
 """After a change of a memory it is decided at most so often."""
+PREFIX_SETTLES = 24
+"""Times as fast as weights."""
 DECIDE_MAX_S = 120.0
 TURN_S = 1.5 * DECIDE_MAX_S
 REFUSED_S = 86_400.0
@@ -79,7 +81,11 @@ def order_of(settings: Settings) -> LadderOrder:
         settings.knowledge_ladder,
         settings.knowledge_ladder_interval_s,
         LadderBudget(settings.knowledge_ladder_bytes, settings.knowledge_ladder_cpu_s),
-        LadderRules(dwell_s=settings.knowledge_ladder_dwell_s, settle_s=settings.knowledge_ladder_settle_s),
+        LadderRules(
+            dwell_s=settings.knowledge_ladder_dwell_s,
+            settle_s=settings.knowledge_ladder_settle_s,
+            settle_prefix_s=settings.knowledge_ladder_settle_s / PREFIX_SETTLES,
+        ),
     )
 
 

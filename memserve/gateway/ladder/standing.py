@@ -113,6 +113,7 @@ class Standings:
         names = (await self._texts.list_namespaces(tenant))[:NAMESPACES_MAX]
         modules = await self._modules(tenant)
         known = record.namespaces
+        record.cooled = tuple(name for name in record.cooled if name in names)
         record.namespaces = {name: known.get(name) or _new(now_s) for name in names}
         engine = self._engine()
         found = []

@@ -7,10 +7,11 @@
 4. What is stable climbs one rung at a time, where its gain pays for the making and there is room. Room is
    taken only from subjects of clearly less worth, again the cheapest to rebuild first.
 
-A rung's worth is the time that it saves a day, less the price of its bytes. Bytes that a smaller rung frees
-are worth what the first that has no room would save with them. To enter a rung, a subject must
-be worth its bytes at a higher price than to stay there, and each rung is kept for a while: nothing flaps.
-Nothing moves that another subject depends on. Source: MemOS, MemScheduler (Li et al. 2025, arXiv 2507.03724).
+A rung's worth is the time that it saves a day, less the price of its bytes. Where not all have room, bytes
+are worth what the first that has none would save with them: that is the gain of freeing them by a smaller
+rung, and a part of it is the price. To enter a rung, a subject must be worth its bytes at a higher price than
+to stay there, and each rung is kept for a while: nothing flaps. Nothing moves that another subject depends
+on. Source: MemOS, MemScheduler (Li et al. 2025, arXiv 2507.03724).
 """
 
 from __future__ import annotations
@@ -83,13 +84,15 @@ class _Board:
             raise ValueError("two subjects have one name")
         for subject in subjects:
             check_subject(subject)
-        self._price_s = rules.mib_day_s
         self._freed_s = price_of(subjects, budget, rules)
         """What a MiB that becomes free saves a day."""
+        self._price_s = max(rules.mib_day_s, self._freed_s / rules.entry**2)
+        """What a MiB must save in a day."""
         self._moved: set[str] = set()
         self._waits: dict[str, str] = {}
         """Why a subject that would pay did not climb."""
         self._resident_bytes = sum(_cost(subject).resident_bytes for subject in subjects)
+        self._held = {subject.name for subject in subjects if subject.rung is not Rung.TEXT}
         self._above: defaultdict[str, set[str]] = defaultdict(set)
         """By name, those whose present rung depends on its present rung."""
         for subject in subjects:
@@ -157,7 +160,7 @@ class _Board:
             leaves = self._leaves()
             if not leaves:
                 # A circle of subjects that depend on each other: it goes as a whole.
-                leaves = [each for each in self._standing.values() if each.rung is not Rung.TEXT]
+                leaves = [self._standing[name] for name in self._held]
             victim = min(leaves, key=self._rebuilt)
             over = self._use.resident_bytes - self._budget.resident_bytes
             why = (
@@ -223,7 +226,7 @@ class _Board:
             return f"{used}; {waits}"
         if self._now_s - subject.since_s < self._rules.dwell_s and subject.rung is not Rung.TEXT:
             return f"{used}; it came to its rung less than {self._rules.dwell_s / 3600:.1f} h ago"
-        if not self._is_settled(subject):
+        if not self._is_settled(subject, Rung.LORA):
             return f"{used}; a fact changed less than {self._rules.settle_s / 3600:.1f} h ago"
         if subject.changes > MOST_CHANGES:
             return f"{used}; a fact has changed {subject.changes} times, so that it is not distilled"
@@ -232,11 +235,13 @@ class _Board:
 
     def _wishes(self, subject: Subject) -> Iterator[_Wish]:
         """The nearest higher rung that pays, if any."""
-        if not self._may_move(subject) or not self._is_settled(subject):
+        if not self._may_move(subject):
             return
         price = self._price_s
         for rung in self._rungs(subject):
             if rung.height <= subject.rung.height or not self._enters(subject, rung):
+                continue
+            if not self._is_settled(subject, rung):
                 continue
             if rung in WEIGHTS and subject.changes > MOST_CHANGES:
                 continue
@@ -288,6 +293,10 @@ class _Board:
         before = self._use
         moved = replace(subject, rung=rung, since_s=self._now_s, outdated=False)
         self._standing[subject.name] = moved
+        if rung is Rung.TEXT:
+            self._held.discard(subject.name)
+        else:
+            self._held.add(subject.name)
         for name in _cost(subject).depends_on:
             self._above[name].discard(subject.name)
         self._lean(moved)
@@ -318,8 +327,9 @@ class _Board:
             for name in subject.costs[rung].depends_on
         )
 
-    def _is_settled(self, subject: Subject) -> bool:
-        return subject.changed_s is None or self._now_s - subject.changed_s >= self._rules.settle_s
+    def _is_settled(self, subject: Subject, rung: Rung) -> bool:
+        settle_s = self._rules.settle_s if rung in WEIGHTS else self._rules.settle_prefix_s
+        return subject.changed_s is None or self._now_s - subject.changed_s >= settle_s
 
     def _has_dwelt(self, subject: Subject) -> bool:
         return self._now_s - subject.since_s >= self._rules.dwell_s
@@ -348,9 +358,9 @@ class _Board:
     def _leaves(self, gone: Set[str] = frozenset()) -> list[Subject]:
         """Those above text that nobody depends on, without those that are gone."""
         return [
-            each
-            for each in self._standing.values()
-            if each.rung is not Rung.TEXT and each.name not in gone and self._above[each.name] <= gone
+            self._standing[name]
+            for name in self._held
+            if name not in gone and (not (above := self._above[name]) or above <= gone)
         ]
 
     def _displaced_at(self, subject: Subject) -> float:

@@ -26,7 +26,9 @@ class LadderRules:
     dwell_s: float = DAY_S / 4
     """A subject that has moved stays so long, unless it changes or the budget is over."""
     settle_s: float = DAY_S
-    """A subject whose facts changed less long ago does not climb."""
+    """A subject whose facts changed less long ago does not climb to weights."""
+    settle_prefix_s: float = DAY_S / 24
+    """The same for a prefix, which is made again in seconds."""
     right_loss: float = 0.05
     """A rung that answers so much less right than text is not taken."""
 
@@ -64,7 +66,8 @@ def price_of(subjects: Sequence[Subject], budget: LadderBudget, rules: LadderRul
             if cost is None or not served_right(subject, rung, rules):
                 continue
             value = worth(subject, rung, 0.0)
-            if cost.resident_bytes and value > rules.mib_day_s * cost.resident_bytes / MIB:
+            fits = 0 < cost.resident_bytes <= budget.resident_bytes
+            if fits and value > rules.mib_day_s * cost.resident_bytes / MIB:
                 asked.append((value / (cost.resident_bytes / MIB), cost.resident_bytes))
             break
     left_bytes = budget.resident_bytes

@@ -135,7 +135,9 @@ def test_the_unstable_is_never_distilled_and_the_changed_is_text_at_once(ladder:
         assert not each.outdated or each.rung is Rung.TEXT
     for decision in decide(subjects, budget, spent_s, NOW_S):
         before = next(each for each in subjects if each.name == decision.subject)
-        settled = before.changed_s is None or NOW_S - before.changed_s >= DEFAULT_RULES.settle_s
+        rules = DEFAULT_RULES
+        settle_s = rules.settle_s if decision.to_rung in WEIGHTS else rules.settle_prefix_s
+        settled = before.changed_s is None or NOW_S - before.changed_s >= settle_s
         assert decision.action is not LadderAction.PROMOTE or (settled and not before.outdated)
 
 
@@ -285,6 +287,21 @@ def test_why_it_is_kept_is_told() -> None:
 def test_impossible_subjects_are_refused(broken: list[Subject], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         decide(broken, BUDGET, 0.0, NOW_S)
+
+
+def test_where_others_wait_for_its_bytes_little_use_is_not_enough() -> None:
+    held = subject("held", Rung.PREFIX, uses=0.5)
+    waiting = subject("waiting", uses=30.0, changed_s=NOW_S)
+    assert moves(decide([held], LadderBudget(100 * MIB, 0.0), 0.0, NOW_S)) == []
+    assert moves(decide([held, waiting], LadderBudget(200 * MIB, 0.0), 0.0, NOW_S)) == []
+    hotter = replace(waiting, name="hotter", uses_per_day=40.0)
+    assert moves(decide([held, waiting, hotter], LadderBudget(100 * MIB, 0.0), 0.0, NOW_S)) == [
+        ("held", Rung.PREFIX, Rung.TEXT)
+    ]
+    # What has no room in any case makes nothing dearer.
+    assert moves(decide([held, waiting, hotter], LadderBudget(50 * MIB, 0.0), 0.0, NOW_S)) == [
+        ("held", Rung.PREFIX, Rung.TEXT)
+    ]
 
 
 def test_bytes_that_become_free_count_where_others_wait_for_them() -> None:
