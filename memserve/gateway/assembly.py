@@ -185,8 +185,6 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         ledger = UseLedger(settings.redis)
         stack.push_async_callback(ledger.close)
         connect_texts(texts, tokenizer, OutsideTheStore(answers, ledger, activation, settings.data))
-        ladder = LadderRecords(settings.redis)
-        stack.push_async_callback(ladder.close)
         gateways = Gateways(settings.redis)
         stack.push_async_callback(gateways.close)
         background = Background()
@@ -212,7 +210,7 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
             answers=answers,
             ledger=ledger,
             documents=stack.enter_context(contextlib.closing(DocumentReader())),
-            ladder=ladder,
+            ladder=await stack.enter_async_context(contextlib.aclosing(LadderRecords(settings.redis))),
         )
 
 

@@ -18,7 +18,7 @@ class LadderRecords:
     def __init__(self, redis_url: str) -> None:
         self._redis = registry_client(redis_url)
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         await close_client(self._redis)
 
     async def read(self, tenants: Sequence[str]) -> dict[str, str]:

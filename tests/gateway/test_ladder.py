@@ -192,8 +192,8 @@ async def test_one_of_a_fleet_has_the_turn(shared_redis_server: RedisServer) -> 
         await one.write("acme", "{}")
         assert await other.read(["acme", "nobody"]) == {"acme": "{}"}
     finally:
-        await one.close()
-        await other.close()
+        await one.aclose()
+        await other.aclose()
 
 
 def test_a_record_is_read_as_it_was_written() -> None:
