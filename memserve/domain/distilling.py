@@ -17,7 +17,7 @@ class Recipe:
     """Of a LoRA."""
     rate: float = 0.0
     """The learning rate."""
-    fact_share: float = 0.45
+    fact_share: float = 0.0
     """The share of the questions that ask for the memories. The others keep what the base can do. Once the
     values are nearly learned, three quarters of it are asked."""
     fresh: float = 0.0

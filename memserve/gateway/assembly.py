@@ -57,6 +57,7 @@ from memserve.gateway.recall_preview import RecallPreviews
 from memserve.gateway.reindexer import Reindexer
 from memserve.gateway.remembering import Remembering
 from memserve.gateway.scoring import Scoring
+from memserve.gateway.soft_prompts import SoftPromptRows
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import CacheLookup
 from memserve.gateway.steps.prompt import PromptFitting
@@ -219,7 +220,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     settings, memory, pool = parts.settings, parts.modules, parts.pool
     check = RequestCheck(parts.model, parts.tokenizer)
     fit = PromptFitting(parts.model, parts.layout, parts.tokenizing, settings)
-    look_up = CacheLookup(pool, parts.lookup, parts.metrics)
+    look_up = CacheLookup(pool, parts.lookup, parts.metrics, SoftPromptRows(memory))
     router = Router(pool, settings, parts.residuals, parts.breakers)
     pinned = Pinned(parts.texts)
     prefixes = Prefixes(check, fit, memory, parts.activation, pool, parts.tokens)

@@ -319,7 +319,7 @@ CHOICE_PB = {
     "document_ids": ["d"],
     "memories": [module_pb2.DistilMemory(namespace="town", memory_id="m")],
 }
-RECIPE_PB = module_pb2.DistilRecipe(rank=16, fact_share=0.45, stop_loss=0.02, least_teacher=0.2)
+RECIPE_PB = module_pb2.DistilRecipe(rank=16, stop_loss=0.02, least_teacher=0.2)
 PLAN = DistilPlan(4, 5, 60, (MemoryLeftOut("town", "m", "is forgotten"),), ("Who? Ida.",), 7)
 PLAN_PB = module_pb2.DistilPlan(
     memories=4,

@@ -13,6 +13,7 @@ class ModuleKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODULE_KIND_LORA: _ClassVar[ModuleKind]
     MODULE_KIND_LOGIT_EXPERT: _ClassVar[ModuleKind]
     MODULE_KIND_CARTRIDGE: _ClassVar[ModuleKind]
+    MODULE_KIND_SOFT_PROMPT: _ClassVar[ModuleKind]
 
 class ModulePlace(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -36,6 +37,7 @@ MODULE_KIND_UNSPECIFIED: ModuleKind
 MODULE_KIND_LORA: ModuleKind
 MODULE_KIND_LOGIT_EXPERT: ModuleKind
 MODULE_KIND_CARTRIDGE: ModuleKind
+MODULE_KIND_SOFT_PROMPT: ModuleKind
 MODULE_PLACE_UNSPECIFIED: ModulePlace
 MODULE_PLACE_DEVICE: ModulePlace
 MODULE_PLACE_HOST: ModulePlace

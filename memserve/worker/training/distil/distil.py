@@ -37,12 +37,13 @@ from memserve.policy.modules.recipes import (
     default_budget_s,
     facts_asked,
     for_model,
+    mix_for,
     taught_rows,
 )
 from memserve.policy.modules.self_study.asking import probe_sets
 from memserve.policy.modules.self_study.draw import Draw
 from memserve.policy.modules.self_study.readings import Reading, readings_of
-from memserve.policy.modules.self_study.study import Lesson, LessonKind, Mix, Study
+from memserve.policy.modules.self_study.study import Lesson, LessonKind, Study
 from memserve.worker.training.distil.checkpoint import Standing, load_checkpoint, save_checkpoint
 from memserve.worker.training.distil.order import Distilled, DistilOrder
 from memserve.worker.training.distil.packing import packed
@@ -52,6 +53,8 @@ from memserve.worker.training.distil.teacher import Teacher, Told
 
 CHUNK_STEPS = 40
 """Replayed lessons are drawn for so many steps at a time."""
+REPLAYED_TOKENS = 16
+"""Of the base's own answers. How an answer begins decides what it says."""
 CHECKPOINT_CPU_S = 10.0
 CHECKED_STEPS = 4
 """After so many steps it is known what a step costs, and whether the budget can do."""
@@ -134,7 +137,7 @@ class _Training:
         base.eval()
         parameters = base.num_parameters()
         self._recipe = for_model(order.recipe, order.kind, parameters)
-        self._taught_rows = taught_rows(parameters)
+        self._taught_rows, self._mix = taught_rows(parameters), mix_for(parameters)
         self._budget_s = order.budget_s or default_budget_s(order.kind, parameters)
         self._study = Study(self._readings, self._prompts.lexicon(order.texts), self._recipe.phrasings)
         document = self._prompts.document(order.texts)
@@ -242,7 +245,7 @@ class _Training:
         chunk = step // steps
         if self._pool.chunk != chunk:
             count = max(48, round(steps * per_step * recipe.fresh))
-            lessons = self._study.replay(self._draw("replay", chunk), count, Mix())
+            lessons = self._study.replay(self._draw("replay", chunk), count, self._mix)
             with student.as_base():
                 self._pool = _Pool(chunk, self._followed(lessons))
         return self._pool.examples
@@ -261,7 +264,7 @@ class _Training:
         others = {(each.question, each.passages): each for each in lessons if not each.answer}
         asked = list(others.values())
         prompts = [self._prompts.prompt(lesson.question, lesson.passages) for lesson in asked]
-        answers = self._teacher.answers(prompts)
+        answers = self._teacher.answers(prompts, most=REPLAYED_TOKENS)
         own = [Row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         for lesson, row, told in zip(asked, own, self._teacher.told(own), strict=True):
             examples.append(_Example(self._as_student(lesson, row), told, False))

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from memserve.worker.training.distil.prompts import Row
 
-WIDTH = 320
+WIDTHS = tuple(range(64, 641, 32))
 """Of a pack, in tokens. A longer row has a pack for itself."""
+COSTLY_WIDTH = 2000
+"""A token of a pack of this width costs twice what one of a short pack does: attention grows with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,15 @@ class _Pack:
     """Tokens behind the common beginning, of all rows."""
 
 
-def packed(rows: Sequence[Row], pad: int, width: int = WIDTH) -> Packed:
-    """Pack rows. Raises ValueError for no rows, or for one without a prompt or an answer."""
+def packed(rows: Sequence[Row], pad: int, widths: Sequence[int] = WIDTHS) -> Packed:
+    """Pack rows in the width that costs least.
+
+    Raises ValueError for no rows, or for one without a prompt or an answer.
+    """
     if not rows or any(not row.prompt or not row.answer for row in rows):
         raise ValueError("a row needs a prompt and an answer")
-    packs = _packs(rows, width)
-    widest = max(pack.prefix + pack.rest for pack in packs)
+    packs = min((_packs(rows, width) for width in widths), key=_cost)
+    widest = _widest(packs)
     ids = torch.full((len(packs), widest), pad)
     positions = torch.zeros(len(packs), widest, dtype=torch.long)
     owners = torch.full((len(packs), widest), -1)
@@ -84,6 +89,15 @@ def packed(rows: Sequence[Row], pad: int, width: int = WIDTH) -> Packed:
         torch.tensor([token for row in rows for token in row.answer]),
         tuple(starts),
     )
+
+
+def _widest(packs: Sequence[_Pack]) -> int:
+    return max(pack.prefix + pack.rest for pack in packs)
+
+
+def _cost(packs: Sequence[_Pack]) -> float:
+    widest = _widest(packs)
+    return len(packs) * widest * (1 + widest / COSTLY_WIDTH)
 
 
 def _packs(rows: Sequence[Row], width: int) -> list[_Pack]:

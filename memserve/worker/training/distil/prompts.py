@@ -46,9 +46,7 @@ class Prompts:
         )
         self.end_ids = _end_ids(model, files.config)
 
-    def prompt(
-        self, question: str, passages: Sequence[str] = (), *, behind: bool = False
-    ) -> tuple[int, ...]:
+    def prompt(self, question: str, passages: Sequence[str] = (), *, behind: bool = False) -> tuple[int, ...]:
         """A first question of the user, with passages before it.
 
         behind: the prompt goes on behind a cartridge.

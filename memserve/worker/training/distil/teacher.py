@@ -63,8 +63,10 @@ class Teacher:
         return [found[place] for place in range(len(rows))]
 
     @torch.no_grad()
-    def answers(self, prompts: Sequence[Sequence[int]], kv: Tensor | None = None) -> list[tuple[int, ...]]:
-        """[prompts] greedy answers, with the token that ends each, at most ANSWER_TOKENS.
+    def answers(
+        self, prompts: Sequence[Sequence[int]], kv: Tensor | None = None, most: int = ANSWER_TOKENS
+    ) -> list[tuple[int, ...]]:
+        """[prompts] greedy answers of at most so many tokens, with the token that ends each.
 
         kv: a cartridge's, behind which all prompts go on: as of `before`.
         """
@@ -72,11 +74,13 @@ class Teacher:
         found: dict[int, tuple[int, ...]] = {}
         for start in range(0, len(by_length), ROWS_AT_ONCE):
             places = by_length[start : start + ROWS_AT_ONCE]
-            answers = self._greedy([prompts[place] for place in places], kv)
+            answers = self._greedy([prompts[place] for place in places], kv, most)
             found |= dict(zip(places, answers, strict=True))
         return [found[place] for place in range(len(prompts))]
 
-    def _greedy(self, prompts: Sequence[Sequence[int]], kv: Tensor | None) -> list[tuple[int, ...]]:
+    def _greedy(
+        self, prompts: Sequence[Sequence[int]], kv: Tensor | None, most: int
+    ) -> list[tuple[int, ...]]:
         first = 0 if kv is None else kv.shape[3]
         width = max(len(prompt) for prompt in prompts)
         ids = torch.full((len(prompts), width), self.pad)
@@ -88,7 +92,7 @@ class Teacher:
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, first:]
         answers: list[list[int]] = [[] for _ in prompts]
         open_rows = set(range(len(prompts)))
-        for _ in range(ANSWER_TOKENS):
+        for _ in range(most):
             self.tokens += int(ids.numel())
             hidden = self._model.model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache
@@ -109,7 +113,8 @@ class Teacher:
 def before(kv: Tensor, rows: int) -> DynamicCache:
     """A cache that each of so many rows begins with.
 
-    kv: [layers, 2, KV heads, tokens, head size], keys before values, keys rotated at positions 0 to tokens - 1.
+    kv: [layers, 2, KV heads, tokens, head size], keys before values. Keys are rotated at positions 0 to
+    tokens - 1.
     """
     cache = DynamicCache()
     for number, (keys, values) in enumerate(kv):
