@@ -22,6 +22,9 @@ from memserve.gateway.documents import DocumentKeeper
 from memserve.gateway.erasure import OutsideTheStore
 from memserve.gateway.explanations import Explanations
 from memserve.gateway.feedback import Feedback
+from memserve.gateway.ladder.controller import LadderController, order_of
+from memserve.gateway.ladder.hands import LadderHands
+from memserve.gateway.ladder.standing import Standings
 from memserve.gateway.layout import PromptLayout, open_layout
 from memserve.gateway.leave_one_out import LeavingOneOut
 from memserve.gateway.live import LiveRequests
@@ -83,6 +86,7 @@ from memserve.policy.routing.residuals import Residuals
 from memserve.private_files import open_data_dir
 from memserve.processes.supervised import Background
 from memserve.registry.gateways import Gateways
+from memserve.registry.ladder import LadderRecords
 from memserve.tls.live import LiveTls
 from memserve.turns import FairThreads, leave_one, on_own_thread
 
@@ -115,6 +119,7 @@ class GatewayParts:
     answers: KeptAnswers
     ledger: UseLedger
     documents: DocumentReader
+    ladder: LadderRecords
     uses: ModuleUses = field(default_factory=ModuleUses)
     outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)
     decisions: Decisions = field(default_factory=Decisions)
@@ -143,6 +148,7 @@ class GatewayServices:
     distillation: ModuleDistillation
     canaries: CanaryWatch
     warm_pinned: WarmPinned
+    ladder: LadderController
     explanations: AnswerExplanations
     scoring: Scoring
 
@@ -180,8 +186,6 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         ledger = UseLedger(settings.redis)
         stack.push_async_callback(ledger.close)
         connect_texts(texts, tokenizer, OutsideTheStore(answers, ledger, activation, settings.data))
-        documents = DocumentReader()
-        stack.callback(documents.close)
         gateways = Gateways(settings.redis)
         stack.push_async_callback(gateways.close)
         background = Background()
@@ -206,7 +210,8 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
             tokens=tokens,
             answers=answers,
             ledger=ledger,
-            documents=documents,
+            documents=stack.enter_context(contextlib.closing(DocumentReader())),
+            ladder=await stack.enter_async_context(contextlib.aclosing(LadderRecords(settings.redis))),
         )
 
 
@@ -219,9 +224,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     router = Router(pool, settings, parts.residuals, parts.breakers)
     pinned = Pinned(parts.texts)
     prefixes = Prefixes(check, fit, memory, parts.activation, pool, parts.tokens)
-    warm_pinned = WarmPinned(
-        pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics, access, enabled=settings.warm_pinned
-    )
+    warm_pinned = _warm_pinned(parts, pinned, prefixes, access)
     pipeline = Pipeline(
         settings=settings,
         inflight=parts.inflight,
@@ -248,6 +251,8 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     placement = ModulePlacement(pool, memory.store)
     uses = VersionUses(parts.uses, pool, parts.gateways)
     remembering = _remembering(parts, scoring)
+    distillation = _distillation(parts, trial, gatekeeper)
+    hands = LadderHands(memory, placement, distillation, parts.background)
     return GatewayServices(
         pipeline=pipeline,
         previews=RecallPreviews(pipeline),
@@ -262,7 +267,8 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         lifecycle=ModuleLifecycle(memory, gatekeeper, placement, parts.background),
         deletion=ModuleDeletion(memory, parts.activation, placement, uses, parts.background),
         composition=ModuleComposition(memory, pool, trial),
-        distillation=_distillation(parts, trial, gatekeeper),
+        distillation=distillation,
+        ladder=_ladder(parts, pinned, warm_pinned, hands, access),
         canaries=CanaryWatch(
             memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
         ),
@@ -271,10 +277,43 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     )
 
 
+def _warm_pinned(parts: GatewayParts, pinned: Pinned, prefixes: Prefixes, access: Access) -> WarmPinned:
+    enabled = parts.settings.warm_pinned
+    return WarmPinned(
+        pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics, access, enabled=enabled
+    )
+
+
 def _distillation(parts: GatewayParts, trial: ModuleTrial, gatekeeper: Gatekeeper) -> ModuleDistillation:
     memories = ChosenMemories(parts.texts, parts.tokenizing)
     return ModuleDistillation(
         parts.modules, memories, parts.pool, trial, gatekeeper, parts.layout, parts.background
+    )
+
+
+def _ladder(
+    parts: GatewayParts, pinned: Pinned, warm_pinned: WarmPinned, hands: LadderHands, access: Access
+) -> LadderController:
+    standings = Standings(
+        parts.texts,
+        parts.ledger,
+        pinned,
+        warm_pinned,
+        parts.modules.store,
+        parts.pool,
+        parts.model,
+        parts.settings.recall_limit,
+    )
+    return LadderController(
+        order_of(parts.settings),
+        parts.ladder,
+        standings,
+        hands,
+        parts.texts,
+        parts.modules.store,
+        warm_pinned,
+        access,
+        parts.metrics,
     )
 
 
