@@ -23,6 +23,9 @@ from memserve.gateway.documents import DocumentKeeper
 from memserve.gateway.erasure import OutsideTheStore
 from memserve.gateway.explanations import Explanations
 from memserve.gateway.feedback import Feedback
+from memserve.gateway.ladder.controller import LadderController, order_of
+from memserve.gateway.ladder.hands import LadderHands
+from memserve.gateway.ladder.standing import Standings
 from memserve.gateway.layout import PromptLayout, open_layout
 from memserve.gateway.leave_one_out import LeavingOneOut
 from memserve.gateway.live import LiveRequests
@@ -56,6 +59,7 @@ from memserve.gateway.recall_preview import RecallPreviews
 from memserve.gateway.reindexer import Reindexer
 from memserve.gateway.remembering import Remembering
 from memserve.gateway.scoring import Scoring
+from memserve.gateway.soft_prompts import SoftPromptRows
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import CacheLookup
 from memserve.gateway.steps.prompt import PromptFitting
@@ -84,6 +88,7 @@ from memserve.policy.routing.residuals import Residuals
 from memserve.private_files import open_data_dir
 from memserve.processes.supervised import Background
 from memserve.registry.gateways import Gateways
+from memserve.registry.ladder import LadderRecords
 from memserve.tls.live import LiveTls
 from memserve.turns import FairThreads, leave_one, on_own_thread
 
@@ -116,6 +121,7 @@ class GatewayParts:
     answers: KeptAnswers
     ledger: UseLedger
     documents: DocumentReader
+    ladder: LadderRecords
     uses: ModuleUses = field(default_factory=ModuleUses)
     outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)
     decisions: Decisions = field(default_factory=Decisions)
@@ -145,6 +151,7 @@ class GatewayServices:
     consolidations: Consolidations
     canaries: CanaryWatch
     warm_pinned: WarmPinned
+    ladder: LadderController
     explanations: AnswerExplanations
     scoring: Scoring
 
@@ -182,8 +189,6 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         ledger = UseLedger(settings.redis)
         stack.push_async_callback(ledger.close)
         connect_texts(texts, tokenizer, OutsideTheStore(answers, ledger, activation, settings.data))
-        documents = DocumentReader()
-        stack.callback(documents.close)
         gateways = Gateways(settings.redis)
         stack.push_async_callback(gateways.close)
         background = Background()
@@ -208,7 +213,8 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
             tokens=tokens,
             answers=answers,
             ledger=ledger,
-            documents=documents,
+            documents=stack.enter_context(contextlib.closing(DocumentReader())),
+            ladder=await stack.enter_async_context(contextlib.aclosing(LadderRecords(settings.redis))),
         )
 
 
@@ -217,13 +223,11 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     settings, memory, pool = parts.settings, parts.modules, parts.pool
     check = RequestCheck(parts.model, parts.tokenizer)
     fit = PromptFitting(parts.model, parts.layout, parts.tokenizing, settings)
-    look_up = CacheLookup(pool, parts.lookup, parts.metrics)
+    look_up = CacheLookup(pool, parts.lookup, parts.metrics, SoftPromptRows(memory))
     router = Router(pool, settings, parts.residuals, parts.breakers)
     pinned = Pinned(parts.texts)
     prefixes = Prefixes(check, fit, memory, parts.activation, pool, parts.tokens)
-    warm_pinned = WarmPinned(
-        pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics, access, enabled=settings.warm_pinned
-    )
+    warm_pinned = _warm_pinned(parts, pinned, prefixes, access)
     pipeline = Pipeline(
         settings=settings,
         inflight=parts.inflight,
@@ -252,6 +256,8 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     remembering = _remembering(parts, scoring)
     lifecycle = ModuleLifecycle(memory, gatekeeper, placement, parts.background)
     deletion = ModuleDeletion(memory, parts.activation, placement, uses, parts.background)
+    distillation = _distillation(parts, access, gatekeeper, lifecycle, deletion)
+    hands = LadderHands(memory, placement, distillation, parts.background)
     return GatewayServices(
         pipeline=pipeline,
         previews=RecallPreviews(pipeline),
@@ -266,7 +272,8 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         lifecycle=lifecycle,
         deletion=deletion,
         composition=ModuleComposition(memory, pool, trial),
-        distillation=_distillation(parts, access, gatekeeper, lifecycle, deletion),
+        distillation=distillation,
+        ladder=_ladder(parts, pinned, warm_pinned, hands, access),
         canaries=_canaries(parts, access, gatekeeper),
         consolidations=Consolidations(parts.texts, memory.store, _gate(parts), parts.tokenizing),
         explanations=_explanations(parts, scoring),
@@ -277,6 +284,13 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
 def _canaries(parts: GatewayParts, access: Access, gatekeeper: Gatekeeper) -> CanaryWatch:
     interval_s = parts.settings.canary_interval_s
     return CanaryWatch(parts.modules, gatekeeper, parts.outcomes, access, parts.metrics, interval_s)
+
+
+def _warm_pinned(parts: GatewayParts, pinned: Pinned, prefixes: Prefixes, access: Access) -> WarmPinned:
+    enabled = parts.settings.warm_pinned
+    return WarmPinned(
+        pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics, access, enabled=enabled
+    )
 
 
 def _distillation(
@@ -297,6 +311,32 @@ def _distillation(
         parts.settings.promotes_distilled,
     )
     return ModuleDistillation(parts.modules, work, deletion, access.named, parts.background, parts.metrics)
+
+
+def _ladder(
+    parts: GatewayParts, pinned: Pinned, warm_pinned: WarmPinned, hands: LadderHands, access: Access
+) -> LadderController:
+    standings = Standings(
+        parts.texts,
+        parts.ledger,
+        pinned,
+        warm_pinned,
+        parts.modules.store,
+        parts.pool,
+        parts.model,
+        parts.settings.recall_limit,
+    )
+    return LadderController(
+        order_of(parts.settings),
+        parts.ladder,
+        standings,
+        hands,
+        parts.texts,
+        parts.modules.store,
+        warm_pinned,
+        access,
+        parts.metrics,
+    )
 
 
 def _explanations(parts: GatewayParts, scoring: Scoring) -> AnswerExplanations:

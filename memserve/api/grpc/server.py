@@ -24,6 +24,7 @@ from memserve.domain import ModulePlace
 from memserve.errors import MemserveError
 from memserve.gateway.access.callers import Access
 from memserve.gateway.assembly import GatewayParts, GatewayServices, services_of
+from memserve.gateway.ladder.controller import LOOK_S as LADDER_LOOK_S
 from memserve.gateway.modules.canary import LOOK_S as CANARY_LOOK_S
 from memserve.gateway.modules.distillation import LOOK_S as DISTILLATIONS_LOOK_S
 from memserve.gateway.steps.route import backlog_s
@@ -95,7 +96,7 @@ async def served(
         ActivationService(edge, services.prefixes, parts.activation, parts.inflight), port
     )
     module_pb2_grpc.add_ModuleServiceServicer_to_server(ModuleService(edge, parts.modules, services), port)
-    status_pb2_grpc.add_StatusServiceServicer_to_server(StatusService(edge, parts), port)
+    status_pb2_grpc.add_StatusServiceServicer_to_server(StatusService(edge, parts, services.ladder), port)
     port.opened = True
     failed = parts.metrics.loop_failed
     tasks = [
@@ -114,6 +115,8 @@ async def served(
         asyncio.create_task(repeat("pinned", services.warm_pinned.step, 0.0, failed)),
         asyncio.create_task(repeat("sweep", partial(_sweep, parts), SWEEP_S, failed)),
     ]
+    if services.ladder.order.mode != "off":
+        tasks.append(asyncio.create_task(repeat("ladder", services.ladder.look, LADDER_LOOK_S, failed)))
     if (watched := parts.watched_embedder) is not None:
         tasks.append(asyncio.create_task(repeat("embedder", watched.look, EMBEDDER_LOOK_S, failed)))
     try:

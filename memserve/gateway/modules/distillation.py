@@ -56,7 +56,7 @@ TAKEN_UP_MAX = 16
 """A job that outlives no gateway is not taken up for ever."""
 LEFT_OUT_KEPT = 64
 """Of the memories that are left out, those that the plan of a job names."""
-KINDS = (ModuleKind.LORA,)
+KINDS = (ModuleKind.LORA, ModuleKind.CARTRIDGE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -405,7 +405,7 @@ class ComposeModuleResponse(_message.Message):
     def __init__(self, progress: _Optional[_Union[ComposeProgress, _Mapping]] = ..., file: _Optional[_Union[ComposedFile, _Mapping]] = ..., recipe: _Optional[str] = ...) -> None: ...
 
 class DistilRecipe(_message.Message):
-    __slots__ = ("steps", "rows", "rank", "rate", "fact_share", "fresh", "stop_loss", "least_teacher", "old_share")
+    __slots__ = ("steps", "rows", "rank", "rate", "fact_share", "fresh", "stop_loss", "least_teacher", "phrasings", "tokens", "old_share")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -414,6 +414,8 @@ class DistilRecipe(_message.Message):
     FRESH_FIELD_NUMBER: _ClassVar[int]
     STOP_LOSS_FIELD_NUMBER: _ClassVar[int]
     LEAST_TEACHER_FIELD_NUMBER: _ClassVar[int]
+    PHRASINGS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
     OLD_SHARE_FIELD_NUMBER: _ClassVar[int]
     steps: int
     rows: int
@@ -423,8 +425,10 @@ class DistilRecipe(_message.Message):
     fresh: float
     stop_loss: float
     least_teacher: float
+    phrasings: int
+    tokens: int
     old_share: float
-    def __init__(self, steps: _Optional[int] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., rate: _Optional[float] = ..., fact_share: _Optional[float] = ..., fresh: _Optional[float] = ..., stop_loss: _Optional[float] = ..., least_teacher: _Optional[float] = ..., old_share: _Optional[float] = ...) -> None: ...
+    def __init__(self, steps: _Optional[int] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., rate: _Optional[float] = ..., fact_share: _Optional[float] = ..., fresh: _Optional[float] = ..., stop_loss: _Optional[float] = ..., least_teacher: _Optional[float] = ..., phrasings: _Optional[int] = ..., tokens: _Optional[int] = ..., old_share: _Optional[float] = ...) -> None: ...
 
 class DistilModuleRequest(_message.Message):
     __slots__ = ("kind", "texts", "recipe", "seed", "budget_s", "recall_template", "parent_digest", "old_texts")

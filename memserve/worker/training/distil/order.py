@@ -28,6 +28,8 @@ class DistilOrder:
     recall_template: str = ""
     """The source of another one than the model's."""
     base_digest: str = ""
+    block_tokens: int = 32
+    """Of a KV block. A cartridge fills whole ones."""
     parent: Parent | None = None
     """The LoRA that is trained on. None: a new module."""
     old_texts: tuple[str, ...] = ()
@@ -43,6 +45,7 @@ class DistilOrder:
             asdict(self.recipe),
             self.seed,
             self.recall_template,
+            self.block_tokens,
         ]
         if self.parent is not None:
             facts += [self.parent.digest, self.old_texts]
