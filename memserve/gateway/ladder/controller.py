@@ -134,7 +134,7 @@ class LadderController:
                 if await self._is_due(name, record, time.time()):
                     await self._take_turn(name)
             except (MemserveError, TimeoutError) as error:
-                log.warning("the ladder of %s is looked at later: %s", name, error or "it took too long")
+                log.warning("the ladder of %s is looked at later: %s", name, str(error) or "it took too long")
                 self._not_before_s[name] = time.monotonic() + FAILED_PAUSE_S
         self._show(list(records.values()))
 
