@@ -87,7 +87,7 @@ from memserve.domain.modules import (
     WeightFigures,
     WorkerResidency,
 )
-from memserve.domain.prefixes import CachedTokens, CacheLayout, HeldPrefix, Warmth
+from memserve.domain.prefixes import CachedTokens, CacheLayout, FreedMemory, HeldPrefix, Warmth
 from memserve.domain.recalled import (
     FoundMemories,
     ModuleFit,
@@ -127,6 +127,7 @@ __all__ = [
     "FinishReason",
     "ForgottenWhere",
     "FoundMemories",
+    "FreedMemory",
     "GateFigure",
     "GateReport",
     "GenerationRequest",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.policy.modules.recipes import check_budget, check_recipe
 from memserve.policy.modules.selection import check_texts
 from memserve.worker.training.compose import Composed, Progress
+from memserve.worker.training.distil.kept import KeptTrainings
 from memserve.worker.training.distil.order import DistilOrder
 from memserve.worker.training.distil.ray_task import distil_in_ray
 
@@ -47,6 +48,7 @@ class Trainings:
     def __init__(self, place: TrainingPlace) -> None:
         self._place = place
         self._under_way = asyncio.Lock()
+        self._kept = KeptTrainings(place.checkpoints)
 
     async def distil(self, request: pb.DistilModuleRequest) -> AsyncGenerator[pb.DistilModuleResponse, None]:
         """Raises InvalidModule for what cannot be distilled, Distilling, DistilTaskLost, and ValueError for a
@@ -70,6 +72,7 @@ class Trainings:
         )
         async with (
             self._under_way,
+            self._kept.noting(order.digest, request.memory_keys),
             contextlib.aclosing(distil_in_ray(order, self._place.checkpoints)) as events,
         ):
             async for event in events:
@@ -79,6 +82,10 @@ class Trainings:
                 for file in _files(event.files):
                     yield pb.DistilModuleResponse(file=file)
                 yield pb.DistilModuleResponse(report=json.dumps(event.report))
+
+    async def forget(self, keys: Iterable[str]) -> int:
+        """Remove what is kept of trainings with one of these memories. Returns how many they were."""
+        return await asyncio.to_thread(self._kept.forget, frozenset(keys))
 
 
 def composing(event: Progress | Composed) -> Iterator[pb.ComposeModuleResponse]:

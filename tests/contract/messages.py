@@ -137,6 +137,7 @@ def distillation_request(message: pb.DistilModuleRequest) -> DistillationRequest
         seed=message.seed,
         budget_s=message.budget_s,
         recall_template=message.recall_template,
+        memory_keys=tuple(message.memory_keys),
     )
 
 

@@ -47,6 +47,7 @@ from memserve.gateway.modules.trial import ModuleTrial
 from memserve.gateway.workers.picking import least_loaded, workers_for
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.memory.modules.memory import SOURCES_MAX, ParametricMemory, Publication
+from memserve.memory.texts.records import memory_key
 from memserve.policy.modules.recipes import check_budget, check_recipe
 from memserve.policy.modules.selection import Selection
 from memserve.policy.modules.self_study.asking import probe_sets
@@ -196,6 +197,9 @@ class ModuleDistillation:
             seed=distillation.seed,
             budget_s=distillation.budget_s,
             recall_template=self._layout.recall.source if self._layout.recall.origin == "setting" else "",
+            memory_keys=tuple(
+                memory_key(tenant.name, memory.namespace, memory.memory_id) for memory in selection.memories
+            ),
         )
         with tempfile.TemporaryDirectory(prefix="memserve-distil-") as scratch:
             folder, report = await self._trained(tenant, request, Path(scratch), job)
