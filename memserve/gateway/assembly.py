@@ -20,10 +20,18 @@ from memserve.gateway.answer_explanations import AnswerExplanations
 from memserve.gateway.decisions import Decisions
 from memserve.gateway.documents import DocumentKeeper
 from memserve.gateway.erasure import OutsideTheStore
+from memserve.gateway.erasures.erasures import Erasures
+from memserve.gateway.erasures.jobs import StoppingJobs
+from memserve.gateway.erasures.retiring import Retiring
+from memserve.gateway.erasures.steps import ErasureSteps
+from memserve.gateway.erasures.subject import ErasurePlans
+from memserve.gateway.erasures.workers import ForgettingWorkers
 from memserve.gateway.explanations import Explanations
 from memserve.gateway.feedback import Feedback
 from memserve.gateway.layout import PromptLayout, open_layout
 from memserve.gateway.leave_one_out import LeavingOneOut
+from memserve.gateway.lineage.lineage import LineageReader
+from memserve.gateway.lineage.records import LineageRecords
 from memserve.gateway.live import LiveRequests
 from memserve.gateway.module_fit import ModuleFits
 from memserve.gateway.modules.canary import CanaryWatch
@@ -70,6 +78,7 @@ from memserve.kv.lookup import PrefixLookup
 from memserve.loop_pressure import LoopPressure
 from memserve.memory.answers.store import KeptAnswers
 from memserve.memory.documents.reader import DocumentReader
+from memserve.memory.erasures.store import KeptErasures
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.prefixes.memory import ActivationMemory
 from memserve.memory.texts.encoders.watched import WatchedEndpoint
@@ -113,6 +122,7 @@ class GatewayParts:
     tokens: TokenQuota
     answers: KeptAnswers
     ledger: UseLedger
+    erasures: KeptErasures
     documents: DocumentReader
     uses: ModuleUses = field(default_factory=ModuleUses)
     outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)
@@ -144,6 +154,8 @@ class GatewayServices:
     warm_pinned: WarmPinned
     explanations: AnswerExplanations
     scoring: Scoring
+    lineage: LineageReader
+    erasures: Erasures
 
 
 @contextlib.asynccontextmanager
@@ -178,7 +190,9 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         stack.push_async_callback(answers.close)
         ledger = UseLedger(settings.redis)
         stack.push_async_callback(ledger.close)
-        connect_texts(texts, tokenizer, OutsideTheStore(answers, ledger, activation, settings.data))
+        connect_texts(texts, tokenizer, OutsideTheStore(answers, ledger, settings.data))
+        erasures = KeptErasures(settings.redis)
+        stack.push_async_callback(erasures.close)
         documents = DocumentReader()
         stack.callback(documents.close)
         gateways = Gateways(settings.redis)
@@ -205,6 +219,7 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
             tokens=tokens,
             answers=answers,
             ledger=ledger,
+            erasures=erasures,
             documents=documents,
         )
 
@@ -246,7 +261,11 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     gatekeeper = Gatekeeper(memory, trial, _gate(parts))
     placement = ModulePlacement(pool, memory.store)
     uses = VersionUses(parts.uses, pool, parts.gateways)
-    remembering = _remembering(parts, scoring)
+    deletion = ModuleDeletion(memory, parts.activation, placement, uses, parts.background)
+    distillation = _distillation(parts, trial, gatekeeper)
+    records = LineageRecords(memory.store, parts.texts)
+    erasures = _erasures(parts, records, deletion, distillation, access)
+    remembering = _remembering(parts, scoring, erasures)
     return GatewayServices(
         pipeline=pipeline,
         previews=RecallPreviews(pipeline),
@@ -259,21 +278,55 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         gatekeeper=gatekeeper,
         placement=placement,
         lifecycle=ModuleLifecycle(memory, gatekeeper, placement, parts.background),
-        deletion=ModuleDeletion(memory, parts.activation, placement, uses, parts.background),
+        deletion=deletion,
         composition=ModuleComposition(memory, pool, trial),
-        distillation=_distillation(parts, trial, gatekeeper),
+        distillation=distillation,
         canaries=CanaryWatch(
             memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
         ),
         explanations=_explanations(parts, scoring),
         scoring=scoring,
+        lineage=LineageReader(
+            records, memory, parts.texts, parts.answers, parts.ledger, parts.activation, warm_pinned
+        ),
+        erasures=erasures,
     )
+
+
+def _erasures(
+    parts: GatewayParts,
+    records: LineageRecords,
+    deletion: ModuleDeletion,
+    distillation: ModuleDistillation,
+    access: Access,
+) -> Erasures:
+    store, texts = parts.modules.store, parts.texts
+    plans = ErasurePlans(records, store, texts, parts.ledger)
+    steps = ErasureSteps(
+        kept=parts.erasures,
+        plans=plans,
+        retiring=Retiring(plans, store, deletion),
+        workers=ForgettingWorkers(parts.pool),
+        jobs=StoppingJobs(distillation, parts.gateways),
+        texts=texts,
+        answers=parts.answers,
+        activation=parts.activation,
+        modules=parts.modules,
+    )
+    return Erasures(parts.erasures, plans, steps, texts, store, access, parts.background)
 
 
 def _distillation(parts: GatewayParts, trial: ModuleTrial, gatekeeper: Gatekeeper) -> ModuleDistillation:
     memories = ChosenMemories(parts.texts, parts.tokenizing)
     return ModuleDistillation(
-        parts.modules, memories, parts.pool, trial, gatekeeper, parts.layout, parts.background
+        parts.modules,
+        memories,
+        parts.pool,
+        trial,
+        gatekeeper,
+        parts.layout,
+        parts.background,
+        parts.erasures,
     )
 
 
@@ -297,7 +350,7 @@ def _recall(parts: GatewayParts, pinned: Pinned) -> Recall:
     return Recall(parts.texts, pinned, fits, parts.ledger, parts.tokenizer, parts.settings, parts.metrics)
 
 
-def _remembering(parts: GatewayParts, scoring: Scoring) -> Remembering:
+def _remembering(parts: GatewayParts, scoring: Scoring, erasures: Erasures) -> Remembering:
     surprise = SurpriseGate(scoring, parts.layout, parts.model.max_context_tokens)
     documents = DocumentKeeper(parts.texts, parts.documents, parts.tokenizer)
-    return Remembering(parts.texts, parts.tokenizer, surprise, documents, parts.modules.store)
+    return Remembering(parts.texts, parts.tokenizer, surprise, documents, erasures)

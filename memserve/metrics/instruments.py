@@ -35,6 +35,7 @@ GATEWAY_LOOPS = (
     "certificates",
     "discovery",
     "embedder",
+    "erasures",
     "gateways",
     "health",
     "keys",

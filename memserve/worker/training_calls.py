@@ -17,7 +17,7 @@ from memserve.policy.modules.recipes import check_budget, check_recipe
 from memserve.policy.modules.selection import check_texts
 from memserve.worker.training.compose import Composed, Progress
 from memserve.worker.training.distil.kept import KeptTrainings
-from memserve.worker.training.distil.order import DistilOrder
+from memserve.worker.training.distil.order import Distilled, DistilOrder
 from memserve.worker.training.distil.ray_task import distil_in_ray
 
 FILE_CHUNK_BYTES = 1 << 20
@@ -70,22 +70,27 @@ class Trainings:
             recall_template=request.recall_template,
             base_digest=self._place.model_digest,
         )
-        async with (
-            self._under_way,
-            self._kept.noting(order.digest, request.memory_keys),
-            contextlib.aclosing(distil_in_ray(order, self._place.checkpoints)) as events,
-        ):
-            async for event in events:
-                if isinstance(event, DistilProgress):
-                    yield pb.DistilModuleResponse(progress=_progress(event))
-                    continue
-                for file in _files(event.files):
-                    yield pb.DistilModuleResponse(file=file)
-                yield pb.DistilModuleResponse(report=json.dumps(event.report))
+        async with self._under_way:
+            # Entered before the task begins, and left after it has ended, whose folder then may go.
+            with self._kept.noting(order.digest, request.memory_keys):
+                async with contextlib.aclosing(distil_in_ray(order, self._place.checkpoints)) as events:
+                    async for event in events:
+                        for response in _distilling(event):
+                            yield response
 
     async def forget(self, keys: Iterable[str]) -> int:
         """Remove what is kept of trainings with one of these memories. Returns how many they were."""
         return await asyncio.to_thread(self._kept.forget, frozenset(keys))
+
+
+def _distilling(event: DistilProgress | Distilled) -> Iterator[pb.DistilModuleResponse]:
+    """An event of a distillation as messages."""
+    if isinstance(event, DistilProgress):
+        yield pb.DistilModuleResponse(progress=_progress(event))
+        return
+    for file in _files(event.files):
+        yield pb.DistilModuleResponse(file=file)
+    yield pb.DistilModuleResponse(report=json.dumps(event.report))
 
 
 def composing(event: Progress | Composed) -> Iterator[pb.ComposeModuleResponse]:

@@ -24,6 +24,7 @@ from memserve.domain import ModulePlace
 from memserve.errors import MemserveError
 from memserve.gateway.access.callers import Access
 from memserve.gateway.assembly import GatewayParts, GatewayServices, services_of
+from memserve.gateway.erasures.erasures import LOOK_S as ERASURES_LOOK_S
 from memserve.gateway.modules.canary import LOOK_S as CANARY_LOOK_S
 from memserve.gateway.steps.route import backlog_s
 from memserve.gateway.workers.pacing import LOOK_S as PACING_LOOK_S
@@ -107,6 +108,7 @@ async def served(
         asyncio.create_task(repeat("answers", parts.answers.write, 0.0, failed)),
         asyncio.create_task(repeat("uses", parts.ledger.write, 0.0, failed)),
         asyncio.create_task(repeat("pinned", services.warm_pinned.step, 0.0, failed)),
+        asyncio.create_task(repeat("erasures", services.erasures.step, ERASURES_LOOK_S, failed)),
         asyncio.create_task(repeat("sweep", partial(_sweep, parts), SWEEP_S, failed)),
     ]
     if (watched := parts.watched_embedder) is not None:

@@ -15,7 +15,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -46,6 +46,7 @@ from memserve.gateway.modules.gatekeeper import Gatekeeper
 from memserve.gateway.modules.trial import ModuleTrial
 from memserve.gateway.workers.picking import least_loaded, workers_for
 from memserve.gateway.workers.pool import WorkerPool
+from memserve.memory.erasures.store import KeptErasures
 from memserve.memory.modules.memory import SOURCES_MAX, ParametricMemory, Publication
 from memserve.memory.texts.records import memory_key
 from memserve.policy.modules.recipes import check_budget, check_recipe
@@ -93,6 +94,8 @@ class _Job:
     task: asyncio.Task[ModuleVersion]
     plan: DistilPlan | None = None
     progress: DistilProgress = BEGUN
+    memory_keys: tuple[str, ...] = ()
+    """Of the memories that it has read, and of their namespaces."""
 
 
 class ModuleDistillation:
@@ -107,7 +110,9 @@ class ModuleDistillation:
         gatekeeper: Gatekeeper,
         layout: PromptLayout,
         background: Background,
+        erasures: KeptErasures,
     ) -> None:
+        self._erasures = erasures
         self._memory = memory
         self._memories = memories
         self._pool = pool
@@ -150,6 +155,14 @@ class ModuleDistillation:
         job.task.cancel()
         await asyncio.wait([job.task])
 
+    def stop_those_of(self, tenant: str, keys: Sequence[str]) -> int:
+        """Stop the jobs that have read one of these memories. Returns how many they were."""
+        erased, stopped = set(keys), 0
+        for (owner, _), job in self._jobs.items():
+            if owner == tenant and not job.task.done() and not erased.isdisjoint(job.memory_keys):
+                stopped += job.task.cancel()
+        return stopped
+
     async def _job(self, tenant: Tenant, distillation: Distillation) -> _Job:
         key = (tenant.name, distillation.name)
         if (job := self._under_way(key, distillation)) is not None:
@@ -187,9 +200,10 @@ class ModuleDistillation:
     async def _run(
         self, tenant: Tenant, distillation: Distillation, begun: asyncio.Future[_Job]
     ) -> ModuleVersion:
-        job = await begun
+        job, begun_s = await begun, time.time()
         selection = await self._memories.select(tenant, distillation.choice, time.time())
         job.plan = _plan_of(selection, distillation)
+        job.memory_keys = _keys_of(tenant.name, selection)
         request = DistillationRequest(
             kind=distillation.kind,
             texts=tuple(memory.text for memory in selection.memories),
@@ -197,9 +211,7 @@ class ModuleDistillation:
             seed=distillation.seed,
             budget_s=distillation.budget_s,
             recall_template=self._layout.recall.source if self._layout.recall.origin == "setting" else "",
-            memory_keys=tuple(
-                memory_key(tenant.name, memory.namespace, memory.memory_id) for memory in selection.memories
-            ),
+            memory_keys=job.memory_keys,
         )
         with tempfile.TemporaryDirectory(prefix="memserve-distil-") as scratch:
             folder, report = await self._trained(tenant, request, Path(scratch), job)
@@ -211,6 +223,8 @@ class ModuleDistillation:
                 recipe=_recipe_text(distillation, selection, report),
                 notes=distillation.notes,
             )
+            if await self._erasures.erased_since(tenant.name, job.memory_keys, begun_s):
+                raise InvalidField("memories", "one of them was erased while it was distilled; begin again")
             version = await self._memory.publish(
                 tenant, publication, folder, partial(self._trial.moves_logits, tenant.name)
             )
@@ -271,6 +285,12 @@ def _plan_of(selection: Selection, distillation: Distillation) -> DistilPlan:
         examples=tuple(f"{lesson.question} {lesson.answer}" for lesson in shown),
         probes=sum(len(each.probes) for each in probe_sets(study, draw, 1.0)),
     )
+
+
+def _keys_of(tenant: str, selection: Selection) -> tuple[str, ...]:
+    names = [(memory.namespace, memory.memory_id) for memory in selection.memories]
+    names += [(namespace, "") for namespace in dict.fromkeys(namespace for namespace, _ in names)]
+    return tuple(memory_key(tenant, namespace, memory_id) for namespace, memory_id in names)
 
 
 def _sources(selection: Selection) -> tuple[str, ...]:
