@@ -10,10 +10,12 @@ protobuf.
 from memserve.client._async.activation import AsyncActivationCalls
 from memserve.client._async.client import AsyncClient, async_wait_until_ready
 from memserve.client._async.cubes import AsyncCubeCalls
+from memserve.client._async.lineage import AsyncLineageCalls
 from memserve.client._async.modules import AsyncModuleCalls
 from memserve.client._sync.activation import ActivationCalls
 from memserve.client._sync.client import Client, wait_until_ready
 from memserve.client._sync.cubes import CubeCalls
+from memserve.client._sync.lineage import LineageCalls
 from memserve.client._sync.modules import ModuleCalls
 from memserve.client.cube.reading import read_cube
 from memserve.client.cube.values import (
@@ -134,6 +136,17 @@ from memserve.domain import (
     WorkerResidency,
     WritePolicy,
 )
+from memserve.domain.lineage import (
+    Erasure,
+    ErasureState,
+    Lineage,
+    LineageEdge,
+    LineageKind,
+    LineageNode,
+    LineageState,
+    MovedAlias,
+    Retraining,
+)
 from memserve.errors import UsageError
 
 __all__ = [
@@ -149,6 +162,7 @@ __all__ = [
     "AsyncActivationCalls",
     "AsyncClient",
     "AsyncCubeCalls",
+    "AsyncLineageCalls",
     "AsyncModuleCalls",
     "AuditEvent",
     "CacheUsage",
@@ -173,6 +187,8 @@ __all__ = [
     "DistilWatch",
     "DocumentReport",
     "ErasedPlace",
+    "Erasure",
+    "ErasureState",
     "Event",
     "Evicted",
     "ExcludedWorker",
@@ -196,6 +212,12 @@ __all__ = [
     "KeptPrompt",
     "LeaveOneOut",
     "LeftOut",
+    "Lineage",
+    "LineageCalls",
+    "LineageEdge",
+    "LineageKind",
+    "LineageNode",
+    "LineageState",
     "Link",
     "LinkKind",
     "MemoriesOutcome",
@@ -218,6 +240,7 @@ __all__ = [
     "ModulePlace",
     "ModuleUse",
     "ModuleVersion",
+    "MovedAlias",
     "NamespaceErasure",
     "NamespaceUsage",
     "NewDocument",
@@ -236,6 +259,7 @@ __all__ = [
     "ReindexProgress",
     "Reinforced",
     "Remembered",
+    "Retraining",
     "Role",
     "Route",
     "RouteCandidate",

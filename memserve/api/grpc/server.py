@@ -17,6 +17,7 @@ from memserve.api.grpc.call import Edge
 from memserve.api.grpc.front import NOT_SERVING, SERVING, Front, open_front
 from memserve.api.grpc.services.activation import ActivationService
 from memserve.api.grpc.services.inference import InferenceService
+from memserve.api.grpc.services.lineage import LineageService
 from memserve.api.grpc.services.memory import MemoryService
 from memserve.api.grpc.services.modules import ModuleService
 from memserve.api.grpc.services.status import StatusService
@@ -36,6 +37,8 @@ from memserve.pb.v1 import (
     activation_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
+    lineage_pb2,
+    lineage_pb2_grpc,
     memory_pb2,
     memory_pb2_grpc,
     module_pb2,
@@ -61,6 +64,7 @@ SERVICES = (
     activation_pb2.DESCRIPTOR.services_by_name["ActivationService"].full_name,
     memory_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name,
     module_pb2.DESCRIPTOR.services_by_name["ModuleService"].full_name,
+    lineage_pb2.DESCRIPTOR.services_by_name["LineageService"].full_name,
     status_pb2.DESCRIPTOR.services_by_name["StatusService"].full_name,
 )
 
@@ -94,6 +98,9 @@ async def served(
         ActivationService(edge, services.prefixes, parts.activation, parts.inflight), port
     )
     module_pb2_grpc.add_ModuleServiceServicer_to_server(ModuleService(edge, parts.modules, services), port)
+    lineage_pb2_grpc.add_LineageServiceServicer_to_server(
+        LineageService(edge, services.lineage, services.erasures), port
+    )
     status_pb2_grpc.add_StatusServiceServicer_to_server(StatusService(edge, parts), port)
     port.opened = True
     failed = parts.metrics.loop_failed

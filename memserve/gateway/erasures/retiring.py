@@ -20,7 +20,7 @@ ACTION = "erase"
 ALIAS_TRIES = 5
 """Others may move the alias meanwhile."""
 AT_ONCE = 4
-WAIT_S, PAUSE_S = 20.0, 0.5
+WAIT_S, PAUSE_S = 10.0, 0.5
 """For requests that use a version. They get to their end."""
 
 

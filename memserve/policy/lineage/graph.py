@@ -77,6 +77,9 @@ class LineageGraph:
             self.add(LineageNode(name, LineageKind.MEMORY, LineageState.CURRENT, _shown(known.text)))
         for version in [each for each in self.nodes if each.startswith(f"{name}@")]:
             self.join(name, version, "version")
+            for source, made in list(self.edges):
+                if made == version and self.edges[source, made] == "derived":
+                    self.join(source, name, "derived")
         return name
 
     def around(self, root: str, *, up: bool, down: bool, depth: int, most: int) -> Lineage:

@@ -45,13 +45,8 @@ def moved_alias(
             why = f"back to what it was at revision {change.revision}"
             return move(change.targets, why)
     if passed:
-        newest = (TrafficShare(max(passed), 1.0),)
-        return MovedAlias(
-            module, alias.name, before, newest, "the newest version left that has passed the gate"
-        )
-    return MovedAlias(
-        module, alias.name, before, NO_TARGETS, "no version is left that was promoted or measured"
-    )
+        return move((TrafficShare(max(passed), 1.0),), "the newest that has passed the gate")
+    return move(NO_TARGETS, "none is left that was promoted or measured")
 
 
 def deletion_order(versions: Iterable[ModuleVersion]) -> list[ModuleVersion]:
