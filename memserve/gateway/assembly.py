@@ -70,6 +70,7 @@ from memserve.gateway.steps.resolve import ModuleUses
 from memserve.gateway.steps.route import Router
 from memserve.gateway.steps.stream import Answers
 from memserve.gateway.surprise import SurpriseGate
+from memserve.gateway.taught import TaughtFacts
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.gateway.warm_pinned import WarmPinned
 from memserve.gateway.workers.calls import GrpcCalls
@@ -236,6 +237,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     warm_pinned = WarmPinned(
         pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics, access, enabled=settings.warm_pinned
     )
+    taught = TaughtFacts(memory, parts.texts, parts.background)
     pipeline = Pipeline(
         settings=settings,
         inflight=parts.inflight,
@@ -255,6 +257,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         provenance=Provenance(parts.answers, parts.decisions, settings),
         ledger=parts.ledger,
         warm_pinned=warm_pinned,
+        taught=taught,
     )
     scoring = Scoring(parts.layout, parts.tokenizing, look_up, router, parts.breakers, parts.tokens)
     trial = ModuleTrial(pool)
@@ -264,7 +267,8 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     deletion = ModuleDeletion(memory, parts.activation, placement, uses, parts.background)
     distillation = _distillation(parts, trial, gatekeeper)
     records = LineageRecords(memory.store, parts.texts)
-    erasures = _erasures(parts, records, deletion, distillation, access)
+    jobs = StoppingJobs(distillation, taught, parts.gateways)
+    erasures = _erasures(parts, records, deletion, jobs, access)
     remembering = _remembering(parts, scoring, erasures)
     return GatewayServices(
         pipeline=pipeline,
@@ -297,7 +301,7 @@ def _erasures(
     parts: GatewayParts,
     records: LineageRecords,
     deletion: ModuleDeletion,
-    distillation: ModuleDistillation,
+    jobs: StoppingJobs,
     access: Access,
 ) -> Erasures:
     store, texts = parts.modules.store, parts.texts
@@ -307,7 +311,7 @@ def _erasures(
         plans=plans,
         retiring=Retiring(plans, store, deletion),
         workers=ForgettingWorkers(parts.pool),
-        jobs=StoppingJobs(distillation, parts.gateways),
+        jobs=jobs,
         texts=texts,
         answers=parts.answers,
         activation=parts.activation,

@@ -26,6 +26,7 @@ from memserve.gateway.steps.receipt import receipt_head
 from memserve.gateway.steps.resolve import AnsweringModules, ModuleUses, resolve_modules
 from memserve.gateway.steps.route import Router
 from memserve.gateway.steps.stream import Answers, RoutedRequest, operation_of
+from memserve.gateway.taught import TaughtFacts
 from memserve.gateway.warm_pinned import WarmPinned
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.memory.modules.memory import ParametricMemory
@@ -57,6 +58,7 @@ class Pipeline:
     provenance: Provenance
     ledger: UseLedger
     warm_pinned: WarmPinned
+    taught: TaughtFacts
 
     async def generate(
         self, request: GenerationRequest, tenant: Tenant, deadline_s: float | None
@@ -138,13 +140,16 @@ class Pipeline:
         cached, took_ms = await timed(self.look_up(prompt.token_ids[:-1], tenant, modules.origin))
         attempts = self.router.attempts(request, tenant.name, prompt.token_ids)
         lost = self.texts.lost(tenant.name, request.namespaces)
+        outdated = await self.taught.outdated(tenant.name, modules.versions, prompt.passages)
         while True:
             # 6. Routing.
             live.step(6)
             worker, choice = self.router.choose(
                 request, tenant.name, modules, len(prompt.token_ids), cached, attempts, accepted_s
             )
-            route = receipt_head(modules, recalled, prompt, choice, lost=lost, look_up_ms=took_ms)
+            route = receipt_head(
+                modules, recalled, prompt, choice, lost=lost, look_up_ms=took_ms, outdated=outdated
+            )
             routed = RoutedRequest(
                 request, tenant, modules, prompt.token_ids, route, accepted_s, deadline_s,
                 choice.forecast.learned_s, live,

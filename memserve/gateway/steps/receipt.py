@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import replace
 
-from memserve.domain import RecallOutcome, RecallPart, RecallSource, Route, Skipped, SkipReason
+from memserve.domain import OutdatedFact, RecallOutcome, RecallPart, RecallSource, Route, Skipped, SkipReason
 from memserve.gateway.steps.prompt import Prompt
 from memserve.gateway.steps.recall import SKIPPED_MAX, Recalled
 from memserve.gateway.steps.resolve import AnsweringModules
@@ -21,6 +21,7 @@ def receipt_head(
     *,
     lost: int,
     look_up_ms: float,
+    outdated: tuple[OutdatedFact, ...] = (),
 ) -> Route:
     """lost: memories of the recalled namespaces that the vector store has lost."""
     none_fits = bool(recalled.passages) and not prompt.passages
@@ -45,6 +46,7 @@ def receipt_head(
         skipped=skipped_memories(recalled, prompt),
         recall=(*passage_parts(recalled, prompt), prefix_part(cached_tokens, look_up_ms)),
         module_fits=recalled.module_fits,
+        outdated=outdated,
     )
 
 
