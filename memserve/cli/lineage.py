@@ -9,14 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from memserve.cli.distil import plan_lines
 from memserve.cli.memory_tables import day, erased_table
 from memserve.cli.module_tables import version_text
 from memserve.cli.modules import LONG_S, kind_named
 from memserve.cli.options import HELP, Call, gateway_command
-from memserve.cli.terminal import err, line, progress_bar
+from memserve.cli.terminal import coloured, err, line, progress_bar
 from memserve.client import (
     DistilChoice,
     DistilPlan,
@@ -27,7 +26,6 @@ from memserve.client import (
     Retraining,
 )
 from memserve.domain.lineage import LineageState
-from memserve.errors import StartupError
 from memserve.policy.lineage.graph import DEPTH_MAX, NODES_MAX, tree_lines
 
 lineage_app = typer.Typer(
@@ -55,7 +53,7 @@ def show(
 ) -> None:
     """Show what a memory, a module version or an answer was made of, and what was made of it.
 
-    Example: `memserve lineage show town/amber`, or `memserve lineage show handbook@2 --depth 2`
+    Example: `memserve lineage show handbook@2 --depth 2`
     """
     found = call.client.lineage.show(of, sources=sources, products=products, depth=depth, limit=limit)
     call.show(found, text=Group(*lineage_lines(found, sources=sources, products=products)))
@@ -123,7 +121,8 @@ def retrain(
     """
     waiting = [entry for entry in _queued(call) if entry.module == name and not entry.made]
     if not waiting:
-        raise StartupError(f"no module {name!r} waits to be made again")
+        call.show({"module": name, "waiting": False}, text=line(f"{name}: it does not wait to be made again"))
+        return
     entry = waiting[0]
     with progress_bar(f"distilling {name}") as bar:
 
@@ -185,13 +184,11 @@ def erasure_lines(erasure: Erasure) -> Iterator[RenderableType]:
         )
 
 
-def _node_line(depth: int, node: LineageNode, how: str) -> Text:
+def _node_line(depth: int, node: LineageNode, how: str) -> RenderableType:
     state = "" if node.state is LineageState.CURRENT else f" ({node.state.replace('_', ' ')})"
     made = f" [{how}]" if how else ""
-    text = Text("  " * depth)
-    text.append(node.name, style=STYLES.get(node.state, "bold"))
-    text.append(f"{made}{state}: {node.detail}" if node.detail else f"{made}{state}")
-    return text
+    told = f"{made}{state}: {node.detail}" if node.detail else f"{made}{state}"
+    return coloured(f"{'  ' * depth}{node.name}", STYLES.get(node.state, "bold"), told)
 
 
 def _queued(call: Call) -> list[Retraining]:

@@ -133,10 +133,10 @@ def erase(
     reason: Annotated[str, typer.Option(help="Why; kept in the audit.")] = "",
     dry_run: Annotated[bool, typer.Option(help="Only show what would be removed.")] = False,
 ) -> None:
-    """Remove a memory with its history and all that was made of it, everywhere and for good.
+    """Remove a memory and all that was made of it, for good.
 
-    Says what was removed where: texts, versions of modules that know it, KV, answers. What cannot be reached
-    yet is removed later.
+    Says what was removed where: texts with their history, module versions that
+    know it, KV, answers. What cannot be reached yet is removed later.
 
     Example: `memserve memories erase town amber --dry-run`
     """

@@ -20,18 +20,13 @@ from memserve.gateway.answer_explanations import AnswerExplanations
 from memserve.gateway.decisions import Decisions
 from memserve.gateway.documents import DocumentKeeper
 from memserve.gateway.erasure import OutsideTheStore
+from memserve.gateway.erasures.assembly import Reached, erasing_of
 from memserve.gateway.erasures.erasures import Erasures
-from memserve.gateway.erasures.jobs import StoppingJobs
-from memserve.gateway.erasures.retiring import Retiring
-from memserve.gateway.erasures.steps import ErasureSteps
-from memserve.gateway.erasures.subject import ErasurePlans
-from memserve.gateway.erasures.workers import ForgettingWorkers
 from memserve.gateway.explanations import Explanations
 from memserve.gateway.feedback import Feedback
 from memserve.gateway.layout import PromptLayout, open_layout
 from memserve.gateway.leave_one_out import LeavingOneOut
 from memserve.gateway.lineage.lineage import LineageReader
-from memserve.gateway.lineage.records import LineageRecords
 from memserve.gateway.live import LiveRequests
 from memserve.gateway.module_fit import ModuleFits
 from memserve.gateway.modules.canary import CanaryWatch
@@ -192,9 +187,8 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         ledger = UseLedger(settings.redis)
         stack.push_async_callback(ledger.close)
         connect_texts(texts, tokenizer, OutsideTheStore(answers, ledger, settings.data))
-        erasures = KeptErasures(settings.redis)
+        erasures, documents = KeptErasures(settings.redis), DocumentReader()
         stack.push_async_callback(erasures.close)
-        documents = DocumentReader()
         stack.callback(documents.close)
         gateways = Gateways(settings.redis)
         stack.push_async_callback(gateways.close)
@@ -238,27 +232,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics, access, enabled=settings.warm_pinned
     )
     taught = TaughtFacts(memory, parts.texts, parts.background)
-    pipeline = Pipeline(
-        settings=settings,
-        inflight=parts.inflight,
-        live=parts.live,
-        metrics=parts.metrics,
-        check=check,
-        modules=memory,
-        uses=parts.uses,
-        texts=parts.texts,
-        recall=_recall(parts, pinned),
-        fit=fit,
-        pool=pool,
-        look_up=look_up,
-        router=router,
-        answers=Answers(parts.metrics, parts.outcomes, parts.decisions, parts.residuals, parts.breakers),
-        tokens=parts.tokens,
-        provenance=Provenance(parts.answers, parts.decisions, settings),
-        ledger=parts.ledger,
-        warm_pinned=warm_pinned,
-        taught=taught,
-    )
+    pipeline = _pipeline(parts, check, fit, look_up, router, pinned, warm_pinned, taught)
     scoring = Scoring(parts.layout, parts.tokenizing, look_up, router, parts.breakers, parts.tokens)
     trial = ModuleTrial(pool)
     gatekeeper = Gatekeeper(memory, trial, _gate(parts))
@@ -266,9 +240,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     uses = VersionUses(parts.uses, pool, parts.gateways)
     deletion = ModuleDeletion(memory, parts.activation, placement, uses, parts.background)
     distillation = _distillation(parts, trial, gatekeeper)
-    records = LineageRecords(memory.store, parts.texts)
-    jobs = StoppingJobs(distillation, taught, parts.gateways)
-    erasures = _erasures(parts, records, deletion, jobs, access)
+    lineage, erasures = erasing_of(_reached(parts), access, deletion, distillation, taught, warm_pinned)
     remembering = _remembering(parts, scoring, erasures)
     return GatewayServices(
         pipeline=pipeline,
@@ -290,34 +262,56 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         ),
         explanations=_explanations(parts, scoring),
         scoring=scoring,
-        lineage=LineageReader(
-            records, memory, parts.texts, parts.answers, parts.ledger, parts.activation, warm_pinned
-        ),
+        lineage=lineage,
         erasures=erasures,
     )
 
 
-def _erasures(
+def _pipeline(
     parts: GatewayParts,
-    records: LineageRecords,
-    deletion: ModuleDeletion,
-    jobs: StoppingJobs,
-    access: Access,
-) -> Erasures:
-    store, texts = parts.modules.store, parts.texts
-    plans = ErasurePlans(records, store, texts, parts.ledger)
-    steps = ErasureSteps(
-        kept=parts.erasures,
-        plans=plans,
-        retiring=Retiring(plans, store, deletion),
-        workers=ForgettingWorkers(parts.pool),
-        jobs=jobs,
-        texts=texts,
-        answers=parts.answers,
-        activation=parts.activation,
+    check: RequestCheck,
+    fit: PromptFitting,
+    look_up: CacheLookup,
+    router: Router,
+    pinned: Pinned,
+    warm_pinned: WarmPinned,
+    taught: TaughtFacts,
+) -> Pipeline:
+    return Pipeline(
+        settings=parts.settings,
+        inflight=parts.inflight,
+        live=parts.live,
+        metrics=parts.metrics,
+        check=check,
         modules=parts.modules,
+        uses=parts.uses,
+        texts=parts.texts,
+        recall=_recall(parts, pinned),
+        fit=fit,
+        pool=parts.pool,
+        look_up=look_up,
+        router=router,
+        answers=Answers(parts.metrics, parts.outcomes, parts.decisions, parts.residuals, parts.breakers),
+        tokens=parts.tokens,
+        provenance=Provenance(parts.answers, parts.decisions, parts.settings),
+        ledger=parts.ledger,
+        warm_pinned=warm_pinned,
+        taught=taught,
     )
-    return Erasures(parts.erasures, plans, steps, texts, store, access, parts.background)
+
+
+def _reached(parts: GatewayParts) -> Reached:
+    return Reached(
+        texts=parts.texts,
+        modules=parts.modules,
+        activation=parts.activation,
+        answers=parts.answers,
+        ledger=parts.ledger,
+        pool=parts.pool,
+        gateways=parts.gateways,
+        kept=parts.erasures,
+        background=parts.background,
+    )
 
 
 def _distillation(parts: GatewayParts, trial: ModuleTrial, gatekeeper: Gatekeeper) -> ModuleDistillation:

@@ -86,6 +86,8 @@ class Pipeline:
             if (chosen := recalled.module) is not None:
                 request = replace(request, modules=(chosen_use(chosen),))
                 modules = await resolve_modules(self.modules, request, tenant.name)
+            outdated = await self.taught.outdated(tenant.name, modules.versions, recalled.passages)
+            recalled = replace(recalled, outdated=outdated)
             if not modules.origin.prefix:
                 self.warm_pinned.recalled(request, tenant, modules.adapter_version)
             held.enter_context(self.uses.holding(modules))
@@ -140,16 +142,13 @@ class Pipeline:
         cached, took_ms = await timed(self.look_up(prompt.token_ids[:-1], tenant, modules.origin))
         attempts = self.router.attempts(request, tenant.name, prompt.token_ids)
         lost = self.texts.lost(tenant.name, request.namespaces)
-        outdated = await self.taught.outdated(tenant.name, modules.versions, prompt.passages)
         while True:
             # 6. Routing.
             live.step(6)
             worker, choice = self.router.choose(
                 request, tenant.name, modules, len(prompt.token_ids), cached, attempts, accepted_s
             )
-            route = receipt_head(
-                modules, recalled, prompt, choice, lost=lost, look_up_ms=took_ms, outdated=outdated
-            )
+            route = receipt_head(modules, recalled, prompt, choice, lost=lost, look_up_ms=took_ms)
             routed = RoutedRequest(
                 request, tenant, modules, prompt.token_ids, route, accepted_s, deadline_s,
                 choice.forecast.learned_s, live,

@@ -47,8 +47,6 @@ from memserve.domain.worker_calls import (
 )
 from memserve.kv.keys import block_keys
 
-DEFAULT_TENANT = "default"
-"""Of a request that names none."""
 TIMEOUT_S = 60.0
 ONE_TOKEN = Sampling(max_tokens=1)
 LONG = Sampling(max_tokens=512, min_tokens=512)
@@ -327,23 +325,6 @@ async def the_leading_blocks_of_a_prompt_are_counted(worker: ContractWorker) -> 
     assert await worker.calls.lookup_blocks([bytes(32), *keys], TIMEOUT_S) == HeldBlocks(0, 0)
 
 
-async def the_kv_of_erased_memories_is_freed_and_their_tenant_must_be_named(worker: ContractWorker) -> None:
-    salt = uuid.uuid4().hex
-    keys = worker.block_keys(salt)
-    async with worker.watching() as events:
-        held = set((await reset(events)).keys)
-        await worker.answer(salt=salt)
-        while not held.issuperset(keys):
-            held.update((await block_event(events)).keys)
-    assert (await worker.calls.forget_memories(DEFAULT_TENANT, [], TIMEOUT_S)).blocks >= len(keys)
-    while (await worker.calls.forget_memories(DEFAULT_TENANT, [], TIMEOUT_S)).held:
-        await asyncio.sleep(0.05)
-    async with asyncio.timeout(TIMEOUT_S):
-        while await worker.calls.lookup_blocks(keys, TIMEOUT_S) != HeldBlocks(0, 0):
-            await asyncio.sleep(0.05)
-    await refused(worker.calls.forget_memories("", [], TIMEOUT_S), WrongRequest)
-
-
 async def a_watch_goes_on_after_a_number_without_a_reset(worker: ContractWorker) -> None:
     async with worker.watching() as events:
         last = await reset(events)
@@ -382,7 +363,6 @@ CLAUSES: Sequence[Clause] = (
     a_watch_starts_with_a_reset_and_a_state,
     a_watch_follows_what_is_stored,
     the_leading_blocks_of_a_prompt_are_counted,
-    the_kv_of_erased_memories_is_freed_and_their_tenant_must_be_named,
     a_watch_goes_on_after_a_number_without_a_reset,
     a_number_of_another_epoch_gives_a_reset,
 )

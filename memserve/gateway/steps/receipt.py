@@ -21,7 +21,6 @@ def receipt_head(
     *,
     lost: int,
     look_up_ms: float,
-    outdated: tuple[OutdatedFact, ...] = (),
 ) -> Route:
     """lost: memories of the recalled namespaces that the vector store has lost."""
     none_fits = bool(recalled.passages) and not prompt.passages
@@ -46,7 +45,7 @@ def receipt_head(
         skipped=skipped_memories(recalled, prompt),
         recall=(*passage_parts(recalled, prompt), prefix_part(cached_tokens, look_up_ms)),
         module_fits=recalled.module_fits,
-        outdated=outdated,
+        outdated=outdated_facts(recalled, prompt),
     )
 
 
@@ -59,6 +58,12 @@ def skipped_memories(recalled: Recalled, prompt: Prompt) -> tuple[Skipped, ...]:
         if hit.memory.name not in kept
     ]
     return (*dropped, *recalled.skipped)[:SKIPPED_MAX]
+
+
+def outdated_facts(recalled: Recalled, prompt: Prompt) -> tuple[OutdatedFact, ...]:
+    """What the passages correct that stand in the prompt."""
+    kept = {hit.memory.name for hit in prompt.passages}
+    return tuple(fact for fact in recalled.outdated if (fact.text_namespace, fact.text_memory_id) in kept)
 
 
 def passage_parts(recalled: Recalled, prompt: Prompt) -> tuple[RecallPart, ...]:

@@ -246,7 +246,7 @@ def tree_lines(lineage: Lineage, *, up: bool) -> Iterator[tuple[int, LineageNode
     while waiting:
         depth, name, how = waiting.pop()
         is_again = name in shown
-        node = nodes[name]
+        node = nodes.get(name) or LineageNode(name, kind_of(name), LineageState.UNKNOWN)
         yield depth, replace(node, detail="shown above") if is_again and nexts[name] else node, how
         if not is_again:
             shown.add(name)
