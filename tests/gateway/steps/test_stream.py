@@ -79,11 +79,11 @@ TONE = ModuleVersion(
 )
 
 
-@dataclass
 async def nothing_taught(*_: object) -> tuple[()]:
     return ()
 
 
+@dataclass
 class MemoryFleet:
     """Workers w0, w1, and so on, and a pipeline that routes to them. Of equal workers, w0 comes first.
 
