@@ -48,12 +48,12 @@ class TenantKv:
     computes later is dropped when it ends.
     """
 
-    def __init__(self, groups: int) -> None:
-        """groups: of KV caches."""
+    def __init__(self, groups: int, noted_min: int = NOTED_MIN) -> None:
+        """groups: of KV caches. noted_min: hashes that are noted before any are looked at again."""
         self._groups = groups
         self._pool: BlockPool | None = None
         self._noted: dict[str, dict[bytes, None]] = {}
-        self._noted_max = NOTED_MIN
+        self._noted_min = self._noted_max = noted_min
         self._under_way: dict[str, tuple[str, Request]] = {}
         # Requests that were under way when their tenant's KV was freed.
         self._tainted: set[str] = set()
@@ -137,7 +137,7 @@ class TenantKv:
             for tenant, hashes in self._noted.items()
             if (left := dict.fromkeys(filter(is_there, hashes)))
         }
-        self._noted_max = max(NOTED_MIN, 2 * sum(map(len, self._noted.values())))
+        self._noted_max = max(self._noted_min, 2 * sum(map(len, self._noted.values())))
 
 
 def tenant_to_free(params: Mapping[str, Any] | None) -> str:
