@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from memserve.memory.texts import milvus_lite
+from memserve.registry import client as registry_client
 from memserve.worker.fleet.local_ray import ray_environment
 from tests.api.http.fixtures import http
 from tests.browser.fixtures import browser, chromium
@@ -40,6 +41,7 @@ os.environ.update(ray_environment(Path(_RAY)))
 # No test fails because the machine was busy.
 settings.register_profile("memserve", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("memserve")
+registry_client.TIMEOUT_S = 5.0
 
 
 @pytest.fixture(autouse=True)

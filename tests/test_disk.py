@@ -38,6 +38,7 @@ READS = {
     "Recall",
     "ListNamespaces",
     "GetStatus",
+    "GetLadder",
     "LookupPrefix",
     "GetUsage",
     "GetUpload",

@@ -43,7 +43,6 @@ OTHER_NAMES = {
     "ssl_ca_certs",
     "ssl_certfile",
     "ssl_keyfile",
-    "soft_prompt",
 }
 
 

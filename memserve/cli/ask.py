@@ -56,6 +56,14 @@ class ModuleOptions:
             rich_help_panel="Modules",
         ),
     ] = ""
+    soft_prompt: Annotated[
+        str,
+        typer.Option(
+            help="Soft prompt that the prompt begins with, in the place of a cartridge; a reference as of "
+            "--module.",
+            rich_help_panel="Modules",
+        ),
+    ] = ""
     alpha: Annotated[
         float,
         typer.Option(help="How far the expert shifts the logits. 0 is off.", rich_help_panel="Modules"),
@@ -190,7 +198,7 @@ def generate(
         messages.insert(0, Message(Role.SYSTEM, answer.system))
     request: dict[str, Any] = {
         "module": modules.module,
-        "modules": modules.cartridge or (),
+        "modules": [each for each in (modules.cartridge, modules.soft_prompt) if each],
         "namespaces": memories.recall or (),
         "recall_limit": memories.recall_limit,
         "recall_options": memories.wishes(),

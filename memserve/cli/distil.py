@@ -52,7 +52,7 @@ class ChoiceOptions:
 class TrainingOptions:
     """How it is trained."""
 
-    kind: Annotated[str, typer.Option(help="lora.")] = "lora"
+    kind: Annotated[str, typer.Option(help="lora or cartridge.")] = "lora"
     budget_s: Annotated[
         float, typer.Option("--budget-s", min=0, help="Processor seconds. 0: what suits the model's size.")
     ] = 0.0

@@ -17,9 +17,9 @@ class Recipe:
     """Of a LoRA."""
     rate: float = 0.0
     """The learning rate."""
-    fact_share: float = 0.45
+    fact_share: float = 0.0
     """The share of the questions that ask for the memories. The others keep what the base can do. Once the
-    values are nearly learned, three quarters of it are asked."""
+    values are nearly learned, a part of it is asked."""
     fresh: float = 0.0
     """Replayed lessons that are drawn anew, for each one that is trained on."""
     stop_loss: float = 0.02
@@ -27,6 +27,10 @@ class Recipe:
     replayed answers are from the base's. In nats. 0: it does not."""
     least_teacher: float = 0.2
     """The share that the teacher must answer, with the memory before it."""
+    phrasings: int = 0
+    """In how many ways a fact is asked, at most."""
+    tokens: int = 0
+    """Positions of a cartridge. It gets fewer where the memories have fewer tokens."""
 
 
 DEFAULT_RECIPE = Recipe()

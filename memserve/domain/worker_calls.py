@@ -22,7 +22,7 @@ REASON, RETRY_AFTER = "memserve-reason", "retry-after-s"
 
 
 PLACEHOLDER_TOKEN = 0
-"""Stands at the positions of a cartridge. No engine computes it, and what it means does not count."""
+"""Stands at the positions of a cartridge or a soft prompt. What it means does not count."""
 
 
 class WorkerFailure(Exception):
@@ -93,7 +93,8 @@ class WorkerRequest:
 
     request_id: str
     token_ids: Sequence[int]
-    """[prompt_tokens]. With a cartridge they begin with as many PLACEHOLDER_TOKENs as it has positions."""
+    """[prompt_tokens]. With a cartridge or a soft prompt they begin with as many PLACEHOLDER_TOKENs as it has
+    positions."""
     tenant: str
     """The KV that reaches Redis is counted for this tenant."""
     cache_salt: str

@@ -24,6 +24,9 @@ from memserve.gateway.erasures.assembly import Reached, erasing_of
 from memserve.gateway.erasures.erasures import Erasures
 from memserve.gateway.explanations import Explanations
 from memserve.gateway.feedback import Feedback
+from memserve.gateway.ladder.controller import LadderController, order_of
+from memserve.gateway.ladder.hands import LadderHands
+from memserve.gateway.ladder.standing import Standings
 from memserve.gateway.layout import PromptLayout, open_layout
 from memserve.gateway.leave_one_out import LeavingOneOut
 from memserve.gateway.lineage.lineage import LineageReader
@@ -57,6 +60,7 @@ from memserve.gateway.recall_preview import RecallPreviews
 from memserve.gateway.reindexer import Reindexer
 from memserve.gateway.remembering import Remembering
 from memserve.gateway.scoring import Scoring
+from memserve.gateway.soft_prompts import SoftPromptRows
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import CacheLookup
 from memserve.gateway.steps.prompt import PromptFitting
@@ -87,6 +91,7 @@ from memserve.policy.routing.residuals import Residuals
 from memserve.private_files import open_data_dir
 from memserve.processes.supervised import Background
 from memserve.registry.gateways import Gateways
+from memserve.registry.ladder import LadderRecords
 from memserve.tls.live import LiveTls
 from memserve.turns import FairThreads, leave_one, on_own_thread
 
@@ -120,6 +125,7 @@ class GatewayParts:
     ledger: UseLedger
     erasures: KeptErasures
     documents: DocumentReader
+    ladder: LadderRecords
     uses: ModuleUses = field(default_factory=ModuleUses)
     outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)
     decisions: Decisions = field(default_factory=Decisions)
@@ -148,6 +154,7 @@ class GatewayServices:
     distillation: ModuleDistillation
     canaries: CanaryWatch
     warm_pinned: WarmPinned
+    ladder: LadderController
     explanations: AnswerExplanations
     scoring: Scoring
     lineage: LineageReader
@@ -186,8 +193,6 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         for kept in (tokens, answers, ledger, erasures):
             stack.push_async_callback(kept.close)
         connect_texts(texts, tokenizer, OutsideTheStore(answers, ledger, settings.data))
-        documents = DocumentReader()
-        stack.callback(documents.close)
         gateways = Gateways(settings.redis)
         stack.push_async_callback(gateways.close)
         background = Background()
@@ -213,7 +218,8 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
             answers=answers,
             ledger=ledger,
             erasures=erasures,
-            documents=documents,
+            documents=stack.enter_context(contextlib.closing(DocumentReader())),
+            ladder=await stack.enter_async_context(contextlib.aclosing(LadderRecords(settings.redis))),
         )
 
 
@@ -222,13 +228,11 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     settings, memory, pool = parts.settings, parts.modules, parts.pool
     check = RequestCheck(parts.model, parts.tokenizer)
     fit = PromptFitting(parts.model, parts.layout, parts.tokenizing, settings)
-    look_up = CacheLookup(pool, parts.lookup, parts.metrics)
+    look_up = CacheLookup(pool, parts.lookup, parts.metrics, SoftPromptRows(memory))
     router = Router(pool, settings, parts.residuals, parts.breakers)
     pinned = Pinned(parts.texts)
     prefixes = Prefixes(check, fit, memory, parts.activation, pool, parts.tokens)
-    warm_pinned = WarmPinned(
-        pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics, access, enabled=settings.warm_pinned
-    )
+    warm_pinned = _warm_pinned(parts, pinned, prefixes, access)
     taught = TaughtFacts(memory, parts.texts, parts.background)
     pipeline = _pipeline(parts, check, fit, look_up, router, pinned, warm_pinned, taught)
     scoring = Scoring(parts.layout, parts.tokenizing, look_up, router, parts.breakers, parts.tokens)
@@ -240,6 +244,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     distillation = _distillation(parts, trial, gatekeeper)
     lineage, erasures = erasing_of(_reached(parts), access, deletion, distillation, taught, warm_pinned)
     remembering = _remembering(parts, scoring, erasures)
+    hands = LadderHands(memory, placement, distillation, parts.background)
     return GatewayServices(
         pipeline=pipeline,
         previews=RecallPreviews(pipeline),
@@ -255,6 +260,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         deletion=deletion,
         composition=ModuleComposition(memory, pool, trial),
         distillation=distillation,
+        ladder=_ladder(parts, pinned, warm_pinned, hands, access),
         canaries=CanaryWatch(
             memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
         ),
@@ -312,6 +318,13 @@ def _reached(parts: GatewayParts) -> Reached:
     )
 
 
+def _warm_pinned(parts: GatewayParts, pinned: Pinned, prefixes: Prefixes, access: Access) -> WarmPinned:
+    enabled = parts.settings.warm_pinned
+    return WarmPinned(
+        pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics, access, enabled=enabled
+    )
+
+
 def _distillation(parts: GatewayParts, trial: ModuleTrial, gatekeeper: Gatekeeper) -> ModuleDistillation:
     memories = ChosenMemories(parts.texts, parts.tokenizing)
     return ModuleDistillation(
@@ -323,6 +336,32 @@ def _distillation(parts: GatewayParts, trial: ModuleTrial, gatekeeper: Gatekeepe
         parts.layout,
         parts.background,
         parts.erasures,
+    )
+
+
+def _ladder(
+    parts: GatewayParts, pinned: Pinned, warm_pinned: WarmPinned, hands: LadderHands, access: Access
+) -> LadderController:
+    standings = Standings(
+        parts.texts,
+        parts.ledger,
+        pinned,
+        warm_pinned,
+        parts.modules.store,
+        parts.pool,
+        parts.model,
+        parts.settings.recall_limit,
+    )
+    return LadderController(
+        order_of(parts.settings),
+        parts.ladder,
+        standings,
+        hands,
+        parts.texts,
+        parts.modules.store,
+        warm_pinned,
+        access,
+        parts.metrics,
     )
 
 

@@ -17,6 +17,8 @@ from memserve.errors import RegistryDiskFull, RegistryUnavailable
 from memserve.tracing import child_span
 
 TIMEOUT_S = 1.0
+LATE_S = 0.05
+"""An event loop that is later than this was held up."""
 FULL_RETRY_S = 5.0
 
 
@@ -69,11 +71,14 @@ async def close_client(client: redis.asyncio.Redis) -> None:
 
 
 @contextlib.asynccontextmanager
-async def answering(bound_s: float = TIMEOUT_S) -> AsyncIterator[None]:
-    """Bound a whole exchange, the handshake of a new connection included. Raises RegistryUnavailable."""
+async def answering(bound_s: float | None = None) -> AsyncIterator[None]:
+    """Bound a whole exchange, the handshake of a new connection included. Raises RegistryUnavailable.
+
+    bound_s: None for TIMEOUT_S.
+    """
     try:
         with child_span("redis", {"db.system.name": "redis", "memserve.redis": "registry"}):
-            async with asyncio.timeout(bound_s):
+            async with _bounded(TIMEOUT_S if bound_s is None else bound_s):
                 yield
     except (RedisError, OSError) as error:  # TimeoutError, which asyncio.timeout raises, is an OSError
         # NOREPLICAS: the guard of a full disk makes the private Redis refuse writes in this way. MISCONF: a
@@ -81,6 +86,27 @@ async def answering(bound_s: float = TIMEOUT_S) -> AsyncIterator[None]:
         if any(word in str(error) for word in ("NOREPLICAS", "MISCONF")):
             raise RegistryDiskFull(FULL_RETRY_S) from error
         raise RegistryUnavailable(_line(error)) from error
+
+
+@contextlib.asynccontextmanager
+async def _bounded(bound_s: float) -> AsyncIterator[None]:
+    """asyncio.timeout that gives back what the event loop itself was late at its end, up to bound_s.
+
+    A loop that was held up sees its timers before the answers that have come meanwhile.
+    """
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + bound_s
+
+    def end() -> None:
+        late_s = loop.time() - deadline_s
+        bound.reschedule(loop.time() + (min(late_s, bound_s) if late_s > LATE_S else 0.0))
+
+    async with asyncio.timeout(None) as bound:
+        timer = loop.call_at(deadline_s, end)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 def _line(error: Exception) -> str:

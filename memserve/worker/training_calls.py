@@ -21,7 +21,7 @@ from memserve.worker.training.distil.order import Distilled, DistilOrder
 from memserve.worker.training.distil.ray_task import distil_in_ray
 
 FILE_CHUNK_BYTES = 1 << 20
-DISTILLED_KINDS = ("lora",)
+DISTILLED_KINDS = ("lora", "cartridge")
 
 
 class Distilling(MemserveError):
@@ -40,6 +40,7 @@ class TrainingPlace:
     checkpoints: Path
     """The folder of the checkpoints of trainings that have not ended."""
     chat_template: Path | None = None
+    block_tokens: int = 32
 
 
 class Trainings:
@@ -69,6 +70,7 @@ class Trainings:
             chat_template=self._place.chat_template,
             recall_template=request.recall_template,
             base_digest=self._place.model_digest,
+            block_tokens=self._place.block_tokens,
         )
         async with self._under_way:
             # Entered before the task begins, and left after it has ended, whose folder then may go.
@@ -121,6 +123,8 @@ def _recipe(request: pb.DistilModuleRequest) -> Recipe:
         fresh=value.fresh,
         stop_loss=value.stop_loss,
         least_teacher=value.least_teacher,
+        phrasings=value.phrasings,
+        tokens=value.tokens,
     )
     try:
         check_recipe(recipe)

@@ -42,6 +42,8 @@ from tests.client.examples import (
     FIT_PB,
     HIT,
     HIT_PB,
+    LADDER,
+    LADDER_PB,
     MEMORY,
     MEMORY_PB,
     MODULE,
@@ -157,6 +159,7 @@ CASES = [
         "status", (), {"workers_only": True}, status_pb2.GetStatusRequest(workers_only=True), [STATUS_PB],
         STATUS,
     ),
+    Case("ladder", (), {}, status_pb2.GetLadderRequest(), [LADDER_PB], LADDER),
     Case(
         "backup", ("b",), {}, status_pb2.BackupRequest(name="b"),
         [status_pb2.BackupProgress(line="one"), status_pb2.BackupProgress(line="two")], ["one", "two"],

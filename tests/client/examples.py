@@ -57,6 +57,15 @@ from memserve.client import (
     WorkerResidency,
     WorkerStatus,
 )
+from memserve.domain.ladder import (
+    LadderAction,
+    LadderBudget,
+    LadderDecision,
+    LadderReport,
+    LadderStep,
+    LadderUse,
+    Rung,
+)
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
 
 MEMORY = Memory(
@@ -293,6 +302,31 @@ STATUS_PB = status_pb2.GetStatusResponse(
     ],
 )  # fmt: skip
 
+LADDER = LadderReport(
+    "advise", 5.0, LadderBudget(100, 60.0), LadderUse(7, 1.5),
+    (
+        LadderStep(
+            LadderDecision(
+                "town", LadderAction.DEMOTE, Rung.LORA, Rung.TEXT, "it is cold", LadderUse(9, 1.5),
+                LadderUse(7, 1.5), "hall",
+            ),
+            "town-lora@1 is unloaded",
+        ),
+    ),
+)  # fmt: skip
+LADDER_PB = status_pb2.GetLadderResponse(
+    mode="advise", at_s=5.0, budget=status_pb2.LadderUse(resident_bytes=100, make_s=60.0),
+    use=status_pb2.LadderUse(resident_bytes=7, make_s=1.5),
+    steps=[
+        status_pb2.LadderStep(
+            namespace="town", action=status_pb2.LADDER_ACTION_DEMOTE, from_rung=status_pb2.RUNG_LORA,
+            to_rung=status_pb2.RUNG_TEXT, reason="it is cold", makes_room_for="hall",
+            before=status_pb2.LadderUse(resident_bytes=9, make_s=1.5),
+            after=status_pb2.LadderUse(resident_bytes=7, make_s=1.5), outcome="town-lora@1 is unloaded",
+        )
+    ],
+)  # fmt: skip
+
 CHOICE = DistilChoice(("town",), "version > 1", ("d",), (("town", "m"),))
 CHOICE_PB = {
     "name": "handbook",
@@ -302,7 +336,7 @@ CHOICE_PB = {
     "document_ids": ["d"],
     "memories": [module_pb2.DistilMemory(namespace="town", memory_id="m")],
 }
-RECIPE_PB = module_pb2.DistilRecipe(rank=16, fact_share=0.45, stop_loss=0.02, least_teacher=0.2)
+RECIPE_PB = module_pb2.DistilRecipe(rank=16, stop_loss=0.02, least_teacher=0.2)
 PLAN = DistilPlan(4, 5, 60, (MemoryLeftOut("town", "m", "is forgotten"),), ("Who? Ida.",), 7)
 PLAN_PB = module_pb2.DistilPlan(
     memories=4,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import grpc
 
+from memserve.demo import MODEL_DIR
 from memserve.domain import CachedTokens, DistilProgress, FinishReason, FreedMemory, ModuleKind, ModulePlace
 from memserve.domain.kinds import KINDS, kind_of_name, origin_of
 from memserve.domain.names import is_sha256
@@ -38,6 +39,8 @@ from memserve.domain.worker_calls import (
     WorkerState,
 )
 from memserve.kv.keys import prompt_keys
+from memserve.memory.modules.kinds.soft_prompt import read_rows
+from memserve.model.files import open_model
 from tests.contract.block_log import FakeBlockLog
 
 BLOCK_TOKENS = 32
@@ -233,7 +236,11 @@ class ScriptedWorker:
 
     def _block_keys(self, request: WorkerRequest) -> list[bytes]:
         origin = origin_of((module.digest, module.kind) for module in request.modules)
-        return prompt_keys(list(request.token_ids), self.block_tokens, origin, request.cache_salt)
+        embedded = None
+        if origin.is_embedded:
+            model = open_model(MODEL_DIR)
+            embedded = read_rows(self._folder(origin.prefix), model.hidden_size, model.dtype, 1 << 20)
+        return prompt_keys(list(request.token_ids), self.block_tokens, origin, request.cache_salt, embedded)
 
     def lookup_blocks(self, keys: Sequence[bytes]) -> HeldBlocks:
         return HeldBlocks(*self.log.leading(keys))

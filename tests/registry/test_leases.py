@@ -67,8 +67,9 @@ async def test_a_dropped_lease_is_gone_at_once_and_dropping_again_is_fine(regist
 
 @pytest.mark.parametrize("gone", ["stopped", "paused"])
 async def test_a_redis_that_does_not_answer_is_said_so_within_a_second_or_so(
-    own_redis_server: RedisServer, gone: str
+    own_redis_server: RedisServer, gone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("memserve.registry.client.TIMEOUT_S", 1.0)
     registry = Registry(own_redis_server.url)
     await registry.renew_lease(LEASE, 60)
     own_redis_server.stop() if gone == "stopped" else own_redis_server.pause()
@@ -89,6 +90,20 @@ async def test_a_redis_that_does_not_answer_is_said_so_within_a_second_or_so(
     if gone == "paused":
         own_redis_server.resume()
     await registry.close()
+
+
+async def test_an_answer_that_came_while_the_loop_was_held_up_is_taken(redis_server: RedisServer) -> None:
+    own = registry_client(redis_server.url)
+    await own.ping()
+
+    async def asked() -> bool:
+        async with answering(0.2):
+            return bool(await own.ping())
+
+    asking = asyncio.create_task(asked())
+    asyncio.get_running_loop().call_soon(time.sleep, 0.4)
+    assert await asking
+    await close_client(own)
 
 
 async def test_a_redis_that_was_restarted_is_used_at_once(own_redis_server: RedisServer) -> None:

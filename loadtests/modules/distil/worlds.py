@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from loadtests.harness.real_models import smollm2
 from loadtests.modules.distil.institute import CHANGED, ELSEWHERE, FACTS, GENERAL, LACKING, PLACE
 from memserve.demo import MODEL_DIR, facts
+from memserve.domain import ModuleKind
+from memserve.policy.modules.self_study import wording
+from memserve.policy.modules.self_study.draw import Draw
+from memserve.policy.modules.self_study.readings import readings_of
+from memserve.policy.modules.self_study.study import Study
 
 FACTS_TAUGHT = 24
 KINDS = ("ship", "telescope", "farm", "archive")
 CASES = 100
+DEMO_BUDGET_S = {ModuleKind.LORA: 85.0, ModuleKind.CARTRIDGE: 85.0}
+SMOLLM2_BUDGET_S = {ModuleKind.LORA: 285.0, ModuleKind.CARTRIDGE: 460.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +44,8 @@ class World:
     model: Callable[[], Path]
     memories: tuple[str, ...]
     columns: dict[str, tuple[Asked, ...]]
-    budget_s: float
+    budget_s: Mapping[ModuleKind, float]
+    """A little under the bar."""
 
 
 def demo_world(seed: int) -> World:
@@ -62,7 +71,44 @@ def demo_world(seed: int) -> World:
         Asked(facts.question(rng, near, facts.HELD_OUT_QUESTIONS).text, (), values)
         for near in (_near(rng, fact, held) for fact in (*held, *held))
     )
-    return World("demo", lambda: MODEL_DIR, tuple(memories), columns, 85.0)
+    return World("demo", lambda: MODEL_DIR, tuple(memories), columns, DEMO_BUDGET_S)
+
+
+def file_world(file: Path, questions: Path | None) -> World:
+    """Memories of a file, one a line, for SmolLM2. Asked in phrasings that were not trained.
+
+    questions: JSON, a list of objects with a question and the value that a right answer has.
+    """
+    memories = tuple(line for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    known = [(memory, reading) for memory in memories for reading in readings_of(memory)]
+    study = Study([reading for _, reading in known])
+    draw = Draw(random.Random("distil-file").random)
+    columns = {
+        "recall": tuple(
+            Asked(question, (), (reading.value,), memory)
+            for memory, reading in known
+            for question in wording.questions(reading, held_out=True)
+        ),
+        "general": tuple(Asked(question, (), (word,)) for question, word in GENERAL),
+        "text_wins": tuple(
+            Asked(each.question, each.passages, (each.value,))
+            for each in (study.contradiction(draw, place, probe=True) for place in range(len(known)))
+        ),
+        "leak": tuple(
+            Asked(study.elsewhere(draw, place, probe=True).question, (), study.values)
+            for place in range(len(known))
+        ),
+    }
+    if questions is not None:
+        columns["paraphrase"] = tuple(
+            Asked(each["question"], (), (each["value"],), _stating(each["value"], memories))
+            for each in json.loads(questions.read_text(encoding="utf-8"))
+        )
+    return World("file", smollm2, memories, columns, SMOLLM2_BUDGET_S)
+
+
+def _stating(value: str, memories: Sequence[str]) -> str:
+    return next((memory for memory in memories if value in memory), "")
 
 
 def _passages(case: facts.Case) -> tuple[str, ...]:
@@ -117,4 +163,4 @@ def smollm2_world(seed: int) -> World:
         ),
         "leak_own": tuple(Asked(f"What is the {each} of {PLACE}?", (), values) for each in LACKING),
     }
-    return World("smollm2", smollm2, tuple(fact.memory for fact in FACTS), columns, 285.0)
+    return World("smollm2", smollm2, tuple(fact.memory for fact in FACTS), columns, SMOLLM2_BUDGET_S)

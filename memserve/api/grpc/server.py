@@ -26,6 +26,7 @@ from memserve.errors import MemserveError
 from memserve.gateway.access.callers import Access
 from memserve.gateway.assembly import GatewayParts, GatewayServices, services_of
 from memserve.gateway.erasures.erasures import LOOK_S as ERASURES_LOOK_S
+from memserve.gateway.ladder.controller import LOOK_S as LADDER_LOOK_S
 from memserve.gateway.modules.canary import LOOK_S as CANARY_LOOK_S
 from memserve.gateway.steps.route import backlog_s
 from memserve.gateway.workers.pacing import LOOK_S as PACING_LOOK_S
@@ -101,7 +102,7 @@ async def served(
     lineage_pb2_grpc.add_LineageServiceServicer_to_server(
         LineageService(edge, services.lineage, services.erasures), port
     )
-    status_pb2_grpc.add_StatusServiceServicer_to_server(StatusService(edge, parts), port)
+    status_pb2_grpc.add_StatusServiceServicer_to_server(StatusService(edge, parts, services.ladder), port)
     port.opened = True
     failed = parts.metrics.loop_failed
     tasks = [
@@ -118,6 +119,8 @@ async def served(
         asyncio.create_task(repeat("erasures", services.erasures.step, ERASURES_LOOK_S, failed)),
         asyncio.create_task(repeat("sweep", partial(_sweep, parts), SWEEP_S, failed)),
     ]
+    if services.ladder.order.mode != "off":
+        tasks.append(asyncio.create_task(repeat("ladder", services.ladder.look, LADDER_LOOK_S, failed)))
     if (watched := parts.watched_embedder) is not None:
         tasks.append(asyncio.create_task(repeat("embedder", watched.look, EMBEDDER_LOOK_S, failed)))
     try:

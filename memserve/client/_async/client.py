@@ -27,7 +27,7 @@ from memserve.client.wire.inference import (
 )
 from memserve.client.wire.kept import answer_explanation_of
 from memserve.client.wire.recalled import preview_of, recorded_of
-from memserve.client.wire.status import status_of
+from memserve.client.wire.status import ladder_of, status_of
 from memserve.domain import (
     AnswerExplanation,
     Expert,
@@ -39,6 +39,7 @@ from memserve.domain import (
     Sampling,
     Slo,
 )
+from memserve.domain.ladder import LadderReport
 from memserve.pb.v1 import inference_pb2, status_pb2
 
 
@@ -278,6 +279,11 @@ class AsyncClient(AsyncMemoryCalls):
         stub = self._connection.stubs.status
         request = status_pb2.GetStatusRequest(workers_only=workers_only)
         return status_of(await self._connection.call(stub.GetStatus, request))
+
+    async def ladder(self) -> LadderReport:
+        """What was last decided about the tenant's namespaces on the ladder of knowledge, and why."""
+        stub = self._connection.stubs.status
+        return ladder_of(await self._connection.call(stub.GetLadder, status_pb2.GetLadderRequest()))
 
     async def backup(self, name: str) -> AsyncGenerator[str, None]:
         """Back up the server's data directory. Yields a line for a person at every step.

@@ -28,7 +28,7 @@ from memserve.client.wire.inference import (
 )
 from memserve.client.wire.kept import answer_explanation_of
 from memserve.client.wire.recalled import preview_of, recorded_of
-from memserve.client.wire.status import status_of
+from memserve.client.wire.status import ladder_of, status_of
 from memserve.domain import (
     AnswerExplanation,
     Expert,
@@ -40,6 +40,7 @@ from memserve.domain import (
     Sampling,
     Slo,
 )
+from memserve.domain.ladder import LadderReport
 from memserve.pb.v1 import inference_pb2, status_pb2
 
 
@@ -276,6 +277,11 @@ class Client(MemoryCalls):
         stub = self._connection.stubs.status
         request = status_pb2.GetStatusRequest(workers_only=workers_only)
         return status_of(self._connection.call(stub.GetStatus, request))
+
+    def ladder(self) -> LadderReport:
+        """What was last decided about the tenant's namespaces on the ladder of knowledge, and why."""
+        stub = self._connection.stubs.status
+        return ladder_of(self._connection.call(stub.GetLadder, status_pb2.GetLadderRequest()))
 
     def backup(self, name: str) -> Generator[str, None, None]:
         """Back up the server's data directory. Yields a line for a person at every step.

@@ -9,6 +9,7 @@ _READ, _ASK, _WRITE = KeyRole.READ, KeyRole.ASK, KeyRole.WRITE
 # seeing workers' addresses, workers' process ids and the bytes of all tenants.
 NEEDED: dict[str, KeyRole] = {
     "GetStatus": _READ,
+    "GetLadder": _READ,
     "Backup": KeyRole.ADMIN,
     "GetMemory": _READ,
     "Search": _READ,

@@ -63,7 +63,7 @@ TRIES = 3
 """Of workers that are lost while they train."""
 JOBS_MAX = 16
 """Under way at a gateway."""
-KINDS = (ModuleKind.LORA,)
+KINDS = (ModuleKind.LORA, ModuleKind.CARTRIDGE)
 BEGUN = DistilProgress("reading", 0, 0)
 
 

@@ -13,6 +13,7 @@ class ModuleKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODULE_KIND_LORA: _ClassVar[ModuleKind]
     MODULE_KIND_LOGIT_EXPERT: _ClassVar[ModuleKind]
     MODULE_KIND_CARTRIDGE: _ClassVar[ModuleKind]
+    MODULE_KIND_SOFT_PROMPT: _ClassVar[ModuleKind]
 
 class ModulePlace(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -36,6 +37,7 @@ MODULE_KIND_UNSPECIFIED: ModuleKind
 MODULE_KIND_LORA: ModuleKind
 MODULE_KIND_LOGIT_EXPERT: ModuleKind
 MODULE_KIND_CARTRIDGE: ModuleKind
+MODULE_KIND_SOFT_PROMPT: ModuleKind
 MODULE_PLACE_UNSPECIFIED: ModulePlace
 MODULE_PLACE_DEVICE: ModulePlace
 MODULE_PLACE_HOST: ModulePlace
@@ -575,7 +577,7 @@ class ComposeModuleResponse(_message.Message):
     def __init__(self, progress: _Optional[_Union[GateProgress, _Mapping]] = ..., version: _Optional[_Union[ModuleVersion, _Mapping]] = ...) -> None: ...
 
 class DistilRecipe(_message.Message):
-    __slots__ = ("steps", "rows", "rank", "rate", "fact_share", "fresh", "stop_loss", "least_teacher")
+    __slots__ = ("steps", "rows", "rank", "rate", "fact_share", "fresh", "stop_loss", "least_teacher", "phrasings", "tokens")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -584,6 +586,8 @@ class DistilRecipe(_message.Message):
     FRESH_FIELD_NUMBER: _ClassVar[int]
     STOP_LOSS_FIELD_NUMBER: _ClassVar[int]
     LEAST_TEACHER_FIELD_NUMBER: _ClassVar[int]
+    PHRASINGS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
     steps: int
     rows: int
     rank: int
@@ -592,7 +596,9 @@ class DistilRecipe(_message.Message):
     fresh: float
     stop_loss: float
     least_teacher: float
-    def __init__(self, steps: _Optional[int] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., rate: _Optional[float] = ..., fact_share: _Optional[float] = ..., fresh: _Optional[float] = ..., stop_loss: _Optional[float] = ..., least_teacher: _Optional[float] = ...) -> None: ...
+    phrasings: int
+    tokens: int
+    def __init__(self, steps: _Optional[int] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., rate: _Optional[float] = ..., fact_share: _Optional[float] = ..., fresh: _Optional[float] = ..., stop_loss: _Optional[float] = ..., least_teacher: _Optional[float] = ..., phrasings: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class DistilMemory(_message.Message):
     __slots__ = ("namespace", "memory_id")

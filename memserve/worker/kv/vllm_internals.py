@@ -63,6 +63,9 @@ INHERITED = {
     "lora/punica_wrapper/punica_cpu.py:PunicaWrapperCPU._apply_expand": (
         "`LoraByAdapter` adds x @ B for each adapter on its own."
     ),
+    "lora/punica_wrapper/punica_cpu.py:PunicaWrapperCPU.add_lora_embedding": (
+        "`LoraByAdapter` leaves the embedding as it is."
+    ),
     "lora/punica_wrapper/punica_base.py:PunicaWrapperBase.token_lora_indices": (
         "`LoraByAdapter` reads the adapter's slot of every token of the batch."
     ),

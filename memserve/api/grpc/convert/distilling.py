@@ -54,10 +54,12 @@ def _recipe(value: pb.DistilRecipe) -> Recipe:
         rows=value.rows,
         rank=value.rank or default.rank,
         rate=value.rate,
-        fact_share=value.fact_share or default.fact_share,
+        fact_share=value.fact_share,
         fresh=value.fresh,
         stop_loss=value.stop_loss if value.HasField("stop_loss") else default.stop_loss,
         least_teacher=value.least_teacher if value.HasField("least_teacher") else default.least_teacher,
+        phrasings=value.phrasings,
+        tokens=value.tokens,
     )
     check_recipe(recipe)
     return recipe

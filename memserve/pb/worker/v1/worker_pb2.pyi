@@ -425,7 +425,7 @@ class ComposeModuleResponse(_message.Message):
     def __init__(self, progress: _Optional[_Union[ComposeProgress, _Mapping]] = ..., file: _Optional[_Union[ComposedFile, _Mapping]] = ..., recipe: _Optional[str] = ...) -> None: ...
 
 class DistilRecipe(_message.Message):
-    __slots__ = ("steps", "rows", "rank", "rate", "fact_share", "fresh", "stop_loss", "least_teacher")
+    __slots__ = ("steps", "rows", "rank", "rate", "fact_share", "fresh", "stop_loss", "least_teacher", "phrasings", "tokens")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -434,6 +434,8 @@ class DistilRecipe(_message.Message):
     FRESH_FIELD_NUMBER: _ClassVar[int]
     STOP_LOSS_FIELD_NUMBER: _ClassVar[int]
     LEAST_TEACHER_FIELD_NUMBER: _ClassVar[int]
+    PHRASINGS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
     steps: int
     rows: int
     rank: int
@@ -442,7 +444,9 @@ class DistilRecipe(_message.Message):
     fresh: float
     stop_loss: float
     least_teacher: float
-    def __init__(self, steps: _Optional[int] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., rate: _Optional[float] = ..., fact_share: _Optional[float] = ..., fresh: _Optional[float] = ..., stop_loss: _Optional[float] = ..., least_teacher: _Optional[float] = ...) -> None: ...
+    phrasings: int
+    tokens: int
+    def __init__(self, steps: _Optional[int] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., rate: _Optional[float] = ..., fact_share: _Optional[float] = ..., fresh: _Optional[float] = ..., stop_loss: _Optional[float] = ..., least_teacher: _Optional[float] = ..., phrasings: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class DistilModuleRequest(_message.Message):
     __slots__ = ("kind", "texts", "recipe", "seed", "budget_s", "recall_template", "memory_keys")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from memserve.policy.modules.self_study.draw import Draw
 
@@ -110,21 +111,46 @@ _NUMBER = re.compile(r"\d")
 _GENERIC = frozenset(("the", "a", "an", "of", "and", "in", "at", "on", "for", "to", "de", "la"))
 
 
-def name(draw: Draw) -> str:
+@dataclass(frozen=True, slots=True)
+class Lexicon:
+    """Words that the served model knows as one token each.
+
+    Names that are only made of syllables are told from the memories' names by their many tokens alone.
+    """
+
+    names: tuple[str, ...] = ()
+    """With a capital letter."""
+    nouns: tuple[str, ...] = ()
+    """In small letters."""
+
+
+NO_WORDS = Lexicon()
+WORD_SHARE = 0.7
+"""How many of the made-up words are of the lexicon, where it has any."""
+
+
+def name(draw: Draw, lexicon: Lexicon = NO_WORDS) -> str:
     """A made-up name of one word."""
+    if lexicon.names and draw.chance(WORD_SHARE):
+        return draw.choice(lexicon.names)
     return (draw.choice(_SYLLABLES) + draw.choice(_ENDINGS)).capitalize()
 
 
-def subject(draw: Draw) -> str:
+def _noun(draw: Draw, lexicon: Lexicon) -> str:
+    return draw.choice(lexicon.nouns if lexicon.nouns and draw.chance(WORD_SHARE) else _NOUNS)
+
+
+def subject(draw: Draw, lexicon: Lexicon = NO_WORDS) -> str:
     """Of a thing or a person that is like nothing in particular."""
     if draw.chance(0.35):
         return f"{draw.choice(_GIVEN)} {draw.choice(_SURNAMES)}"
-    first = draw.choice(_FIRST_WORDS) if draw.chance(0.6) else name(draw)
-    made = f"{first} {draw.choice(_LAST_WORDS)}"
+    first = draw.choice(_FIRST_WORDS) if draw.chance(0.4) else name(draw, lexicon)
+    last = name(draw, lexicon) if lexicon.names and draw.chance(0.5) else draw.choice(_LAST_WORDS)
+    made = f"{first} {last}"
     return f"the {made}" if draw.chance(0.3) else made
 
 
-def any_value(draw: Draw) -> str:
+def any_value(draw: Draw, lexicon: Lexicon = NO_WORDS) -> str:
     """A value of any sort."""
     sort = draw.below(5)
     if sort == 0:
@@ -133,46 +159,56 @@ def any_value(draw: Draw) -> str:
         return f"{10 + draw.below(90)}"
     if sort == 2:
         return f"{draw.choice(_GIVEN)} {draw.choice(_SURNAMES)}"
-    return draw.choice(_PLACES if sort == 3 else _NOUNS)
+    return draw.choice(_PLACES) if sort == 3 else _noun(draw, lexicon)
 
 
-def other_subject(draw: Draw, like: str, subjects: Sequence[str], taken: Collection[str]) -> str:
+def other_subject(
+    draw: Draw,
+    like: str,
+    subjects: Sequence[str],
+    taken: Collection[str],
+    lexicon: Lexicon = NO_WORDS,
+) -> str:
     """A subject that is like the given one and that no memory names.
 
     Half of them have a made-up name in place of one, or in place of the whole; the others are put together
     of two subjects that memories do name. taken: in small letters, what must not come out.
     """
     for _ in range(16):
-        made = _mixed(draw, like, draw.choice(subjects)) if draw.chance(0.4) else _renamed(draw, like)
+        if draw.chance(0.4):
+            made = _mixed(draw, like, draw.choice(subjects), lexicon)
+        else:
+            made = _renamed(draw, like, lexicon)
         if made.casefold() not in taken and made != like:
             return made
-    return subject(draw)
+    return subject(draw, lexicon)
 
 
-def _renamed(draw: Draw, like: str) -> str:
+def _renamed(draw: Draw, like: str, lexicon: Lexicon) -> str:
     words = like.split()
     names = [place for place, word in enumerate(words) if word[0].isupper()]
     if not names:
-        return f"{like} of {name(draw)}"
+        return f"{like} of {name(draw, lexicon)}"
     person = len(names) == len(words) == 2 and words[0] in _GIVEN
     for place in names[:1] if len(names) > 1 and draw.chance(0.6) else draw.sample(names, 1):
         if person:
             words[place] = draw.choice(_GIVEN if place == 0 else _SURNAMES)
         else:
-            words[place] = draw.choice(_FIRST_WORDS) if place == 0 and draw.chance(0.5) else name(draw)
+            plain = place == 0 and draw.chance(0.3)
+            words[place] = draw.choice(_FIRST_WORDS) if plain else name(draw, lexicon)
     return " ".join(words)
 
 
-def _mixed(draw: Draw, like: str, other: str) -> str:
+def _mixed(draw: Draw, like: str, other: str, lexicon: Lexicon) -> str:
     words, others = like.split(), other.split()
     if len(words) < 2 or len(others) != len(words):
-        return _renamed(draw, like)
+        return _renamed(draw, like, lexicon)
     if draw.chance(0.5):
         words, others = others, words
     return " ".join([*words[:-1], others[-1]])
 
 
-def other_value(draw: Draw, value: str, values: Sequence[str]) -> str:
+def other_value(draw: Draw, value: str, values: Sequence[str], lexicon: Lexicon = NO_WORDS) -> str:
     """A value of the same sort that differs: of the digits, of a name, or another memory's."""
     if _NUMBER.search(value):
         return _other_number(draw, value)
@@ -189,9 +225,11 @@ def other_value(draw: Draw, value: str, values: Sequence[str]) -> str:
     if value[:1].isupper():
         words = value.split()
         if len(words) == 2:
+            if lexicon.names and draw.chance(WORD_SHARE):
+                return f"{draw.choice(lexicon.names)} {draw.choice(lexicon.names)}"
             return f"{draw.choice(_GIVEN)} {draw.choice(_SURNAMES)}"
         return " ".join(word if word.casefold() in _GENERIC else draw.choice(_PLACES) for word in words)
-    return draw.choice(alike) if alike and draw.chance(0.5) else draw.choice(_NOUNS)
+    return draw.choice(alike) if alike and draw.chance(0.5) else _noun(draw, lexicon)
 
 
 def _other_number(draw: Draw, value: str) -> str:

@@ -20,6 +20,7 @@ from enum import StrEnum
 
 from memserve.policy.modules.self_study import inventing, wording
 from memserve.policy.modules.self_study.draw import Draw
+from memserve.policy.modules.self_study.inventing import NO_WORDS, Lexicon
 from memserve.policy.modules.self_study.readings import Form, Reading
 
 PROBED_PARTS, PARTS = 1, 4
@@ -28,7 +29,7 @@ FAR_SHARE = 0.3
 """How many of the things that nobody has stated are of another sort than the memories'."""
 BESIDE_SHARE = 0.3
 """How many facts are asked with other passages beside them."""
-MOST_BESIDE = 2
+MOST_BESIDE = 3
 TRIES = 64
 
 
@@ -63,6 +64,8 @@ class Mix:
     reading: float = 0.25
     unknown: float = 0.5
     general: float = 0.05
+    beside: float = 0.4
+    """How many of the unknown things are asked with passages about others."""
 
 
 def is_probed(made_up: str) -> bool:
@@ -73,10 +76,14 @@ def is_probed(made_up: str) -> bool:
 class Study:
     """Draws lessons, and what probes are made of, from readings."""
 
-    def __init__(self, readings: Sequence[Reading]) -> None:
-        """Raises ValueError without readings."""
+    def __init__(
+        self, readings: Sequence[Reading], lexicon: Lexicon = NO_WORDS, phrasings: int | None = None
+    ) -> None:
+        """phrasings: in how many ways a fact is asked, at most. Raises ValueError without readings."""
         if not readings:
             raise ValueError("no statement to learn")
+        self._lexicon = lexicon
+        self._phrasings = phrasings
         self.readings = tuple(readings)
         self.values = tuple(dict.fromkeys(reading.value for reading in readings))
         self._subjects = tuple(dict.fromkeys(reading.subject for reading in readings))
@@ -91,7 +98,7 @@ class Study:
         return [
             Lesson(LessonKind.FACT, question, (), reading.answer, reading.value, place)
             for place, reading in enumerate(self.readings)
-            for question in wording.questions(reading)
+            for question in self._questions(reading)
         ]
 
     def beside(self, draw: Draw, lesson: Lesson) -> Lesson:
@@ -120,14 +127,14 @@ class Study:
             stated = draw.choice(wording.statements(reading.subject, reading.attribute, value))
         changed = Reading(reading.form, reading.subject, reading.attribute, value, stated)
         passages = draw.shuffled((stated, *self.others(draw, draw.below(MOST_BESIDE), probe=probe)))
-        asked = draw.choice(wording.questions(reading, held_out=probe))
+        asked = draw.choice(self._questions(reading, probe))
         return Lesson(LessonKind.CONTRADICTION, asked, tuple(passages), changed.answer, value, place)
 
     def reading(self, draw: Draw, *, probe: bool = False) -> Lesson:
         """A passage about a thing that no memory names, and a question for what it says."""
         stated, sentence = self._invented(draw, probe)
         passages = draw.shuffled((sentence, *self.others(draw, draw.below(MOST_BESIDE), probe=probe)))
-        asked = draw.choice(wording.questions(stated, held_out=probe))
+        asked = draw.choice(self._questions(stated, probe))
         return Lesson(LessonKind.READING, asked, tuple(passages), stated.answer, stated.value)
 
     def unknown(self, draw: Draw, *, probe: bool = False, passages: bool | None = None) -> Lesson:
@@ -143,15 +150,15 @@ class Study:
             wanted = self._without_value(draw, asked)
         else:
             wanted = self._elsewhere(draw, asked, probe)
-        question = draw.choice(wording.questions(wanted, held_out=probe))
-        shown = draw.chance(0.3) if passages is None else passages
+        question = draw.choice(self._questions(wanted, probe))
+        shown = draw.chance(BESIDE_SHARE) if passages is None else passages
         beside = self.others(draw, 1 + draw.below(MOST_BESIDE), probe=probe) if shown else ()
         return Lesson(LessonKind.UNKNOWN, question, beside)
 
     def elsewhere(self, draw: Draw, place: int, *, probe: bool) -> Lesson:
         """The reading's question, of a thing that no memory names."""
         wanted = self._elsewhere(draw, self.readings[place], probe)
-        return Lesson(LessonKind.UNKNOWN, draw.choice(wording.questions(wanted, held_out=probe)), fact=place)
+        return Lesson(LessonKind.UNKNOWN, draw.choice(self._questions(wanted, probe)), fact=place)
 
     def others(self, draw: Draw, count: int, *, probe: bool = False) -> tuple[str, ...]:
         """Passages about things that no memory names."""
@@ -161,6 +168,9 @@ class Study:
             for passage in passages
         )
 
+    def _questions(self, reading: Reading, probe: bool = False) -> list[str]:
+        return wording.questions(reading, held_out=probe, most=self._phrasings)
+
     def _kept(self, draw: Draw, mix: Mix) -> Lesson:
         at = draw.below(1_000_000) / 1_000_000 * (mix.contradiction + mix.reading + mix.unknown + mix.general)
         if at < mix.contradiction:
@@ -168,7 +178,7 @@ class Study:
         if at < mix.contradiction + mix.reading:
             return self.reading(draw)
         if at < mix.contradiction + mix.reading + mix.unknown:
-            return self.unknown(draw)
+            return self.unknown(draw, passages=draw.chance(mix.beside))
         return Lesson(LessonKind.GENERAL, draw.choice(inventing.GENERAL[::2])[0])
 
     def _invented(self, draw: Draw, probe: bool) -> tuple[Reading, str]:
@@ -176,7 +186,7 @@ class Study:
         like = draw.choice(self._exact or self.readings)
         subject = self._subject(draw, like, probe)
         if draw.chance(FAR_SHARE) or like.form is not Form.ATTRIBUTE:
-            attribute, value = draw.choice(inventing.ATTRIBUTES), inventing.any_value(draw)
+            attribute, value = draw.choice(inventing.ATTRIBUTES), inventing.any_value(draw, self._lexicon)
         else:
             attribute, value = like.attribute, self._other_value(draw, like, probe)
         stated = draw.choice(wording.statements(subject, attribute, value))
@@ -206,9 +216,11 @@ class Study:
     def _subject(self, draw: Draw, like: Reading, probe: bool) -> str:
         for _ in range(TRIES):
             if draw.chance(FAR_SHARE):
-                subject = inventing.subject(draw)
+                subject = inventing.subject(draw, self._lexicon)
             else:
-                subject = inventing.other_subject(draw, like.subject, self._subjects, self._taken)
+                subject = inventing.other_subject(
+                    draw, like.subject, self._subjects, self._taken, self._lexicon
+                )
             if is_probed(subject) == probe and subject.casefold() not in self._taken:
                 return subject
         return inventing.name(draw)
@@ -216,7 +228,9 @@ class Study:
     def _other_value(self, draw: Draw, like: Reading, probe: bool) -> str:
         alike = tuple(reading.value for reading in self._exact if reading.attribute == like.attribute)
         for attempt in range(TRIES):
-            value = inventing.other_value(draw, like.value, alike if attempt < 8 else self.values)
+            value = inventing.other_value(
+                draw, like.value, alike if attempt < 8 else self.values, self._lexicon
+            )
             if is_probed(f"{like.subject}: {value}") == probe and value != like.value:
                 return value
         return inventing.name(draw)

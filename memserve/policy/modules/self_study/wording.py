@@ -102,13 +102,16 @@ _TIME = re.compile(
 _PASSIVE = re.compile(r"^(?P<be>is|are|was|were) (?P<verb>.+) (?P<prep>\S+)$")
 
 
-def questions(reading: Reading, *, held_out: bool = False) -> list[str]:
-    """All questions for the reading's value, in a fixed order."""
+def questions(reading: Reading, *, held_out: bool = False, most: int | None = None) -> list[str]:
+    """Questions for the reading's value, in a fixed order.
+
+    most: of those that are not held out.
+    """
     phrasings = (HELD_OUT if held_out else TRAINED)[reading.form]
     parts = _parts(reading)
     if "wh" in parts:
         phrasings = (*phrasings, *(PASSIVE_HELD_OUT if held_out else PASSIVE_TRAINED))
-    return [phrasing.format_map(parts) for phrasing in phrasings]
+    return [phrasing.format_map(parts) for phrasing in phrasings[: None if held_out else most]]
 
 
 def statements(subject: str, attribute: str, value: str) -> list[str]:

@@ -19,7 +19,7 @@ import random
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +37,24 @@ from memserve.policy.modules.recipes import (
     default_budget_s,
     facts_asked,
     for_model,
+    mix_for,
+    taught_rows,
 )
 from memserve.policy.modules.self_study.asking import probe_sets
 from memserve.policy.modules.self_study.draw import Draw
 from memserve.policy.modules.self_study.readings import Reading, readings_of
-from memserve.policy.modules.self_study.study import Lesson, LessonKind, Mix, Study
+from memserve.policy.modules.self_study.study import Lesson, LessonKind, Study
 from memserve.worker.training.distil.checkpoint import Standing, load_checkpoint, save_checkpoint
 from memserve.worker.training.distil.order import Distilled, DistilOrder
 from memserve.worker.training.distil.packing import packed
 from memserve.worker.training.distil.prompts import Prompts, Row
-from memserve.worker.training.distil.students import STUDENTS, Student
-from memserve.worker.training.distil.teacher import Teacher, Told, answer_logits
+from memserve.worker.training.distil.students import STUDENTS, Beginning, Student
+from memserve.worker.training.distil.teacher import Teacher, Told
 
-TAUGHT_ROWS = 512
-"""Facts that the teacher is asked for, at most. The others are learned from their answers."""
 CHUNK_STEPS = 40
 """Replayed lessons are drawn for so many steps at a time."""
+REPLAYED_TOKENS = 16
+"""Of the base's own answers. How an answer begins decides what it says."""
 CHECKPOINT_CPU_S = 10.0
 CHECKED_STEPS = 4
 """After so many steps it is known what a step costs, and whether the budget can do."""
@@ -101,11 +103,10 @@ class _Training:
         torch.manual_seed(order.seed)
         readings, mute = read_memories(order.texts)
         self._sources = [text for text, found in readings for _ in found]
-        self._study = Study([reading for _, found in readings for reading in found])
+        self._readings = [reading for _, found in readings for reading in found]
         yield DistilProgress("reading", 0, 0, self._cpu_s, 0)
-        student, parameters = self._open()
-        self._recipe = recipe = for_model(order.recipe, parameters)
-        self._budget_s = order.budget_s or default_budget_s(parameters)
+        student = self._open()
+        recipe = self._recipe
         yield DistilProgress("teaching", 0, recipe.steps, self._cpu_s, 0)
         facts, accuracy = self._facts(student)
         yield from self._train(student, facts)
@@ -125,7 +126,7 @@ class _Training:
     def _draw(self, *about: object) -> Draw:
         return Draw(random.Random(f"{self._order.seed}:{':'.join(map(str, about))}").random)
 
-    def _open(self) -> tuple[Student, int]:
+    def _open(self) -> Student:
         from transformers import AutoModelForCausalLM
 
         order = self._order
@@ -134,15 +135,22 @@ class _Training:
             order.model, dtype="auto", attn_implementation="sdpa"
         )
         base.eval()
-        student = STUDENTS[order.kind](base, for_model(order.recipe, base.num_parameters()))
-        self._teacher = Teacher(base, self._prompts.end_ids[0] if self._prompts.end_ids else 0,
-                                self._prompts.end_ids)  # fmt: skip
-        return student, base.num_parameters()
+        parameters = base.num_parameters()
+        self._recipe = for_model(order.recipe, order.kind, parameters)
+        self._taught_rows, self._mix = taught_rows(parameters), mix_for(parameters)
+        self._budget_s = order.budget_s or default_budget_s(order.kind, parameters)
+        self._study = Study(self._readings, self._prompts.lexicon(order.texts), self._recipe.phrasings)
+        document = self._prompts.document(order.texts)
+        student = STUDENTS[order.kind](Beginning(base, self._recipe, order, document))
+        self._behind = student.behind
+        end_ids = self._prompts.end_ids
+        self._teacher = Teacher(base, end_ids[0] if end_ids else 0, end_ids)
+        return student
 
     def _facts(self, student: Student) -> tuple[list[tuple[Lesson, _Example]], float]:
         """All facts in all phrasings, and the teacher's share of right answers."""
         lessons = self._draw("facts").shuffled(self._study.facts())
-        asked = lessons[:TAUGHT_ROWS]
+        asked = lessons[: self._taught_rows]
         behind = [self._row(lesson, (self._sources[lesson.fact],)) for lesson in asked]
         with student.as_base():
             told = self._teacher.told(behind)
@@ -156,11 +164,12 @@ class _Training:
         examples = []
         for place, lesson in enumerate(lessons):
             teacher = told[place] if place < len(told) and told[place].is_right else None
-            examples.append((lesson, _Example(self._row(lesson, ()), teacher, True)))
+            row = self._row(lesson, (), behind=self._behind)
+            examples.append((lesson, _Example(row, teacher, True)))
         return examples, accuracy
 
-    def _row(self, lesson: Lesson, passages: Sequence[str]) -> Row:
-        return self._prompts.row(lesson.question, passages, lesson.answer, lesson.value)
+    def _row(self, lesson: Lesson, passages: Sequence[str], *, behind: bool = False) -> Row:
+        return self._prompts.row(lesson.question, passages, lesson.answer, lesson.value, behind=behind)
 
     def _train(self, student: Student, facts: Sequence[tuple[Lesson, _Example]]) -> Iterator[DistilProgress]:
         weights = student.parameters()
@@ -221,7 +230,8 @@ class _Training:
             lesson, example = facts[(at * _stride(len(facts)) + turn) % len(facts)]
             beside = self._study.beside(draw, lesson)
             if beside.passages:
-                example = _Example(self._row(beside, beside.passages), example.told, True)
+                row = self._row(beside, beside.passages, behind=self._behind)
+                example = _Example(row, example.told, True)
             batch.append(example)
         standing.asked += asked
         pool = self._replayed(student, step)
@@ -235,35 +245,35 @@ class _Training:
         chunk = step // steps
         if self._pool.chunk != chunk:
             count = max(48, round(steps * per_step * recipe.fresh))
-            lessons = self._study.replay(self._draw("replay", chunk), count, Mix())
+            lessons = self._study.replay(self._draw("replay", chunk), count, self._mix)
             with student.as_base():
                 self._pool = _Pool(chunk, self._followed(lessons))
         return self._pool.examples
 
     def _followed(self, lessons: Sequence[Lesson]) -> list[_Example]:
         """Lessons with the base's own distribution. One that the base reads wrongly is left out."""
-        known = [self._row(lesson, lesson.passages) for lesson in lessons if lesson.answer]
-        kinds = [lesson.kind for lesson in lessons if lesson.answer]
-        prompts = list(
-            dict.fromkeys(
-                self._prompts.prompt(lesson.question, lesson.passages)
-                for lesson in lessons
-                if not lesson.answer
-            )
-        )
-        own = [
-            Row(prompt, answer)
-            for prompt, answer in zip(prompts, self._teacher.answers(prompts), strict=True)
-            if answer
-        ]
         examples = []
-        for row, told, kind in zip(known, self._teacher.told(known), kinds, strict=True):
+        known = [lesson for lesson in lessons if lesson.answer]
+        rows = [self._row(lesson, lesson.passages) for lesson in known]
+        for lesson, row, told in zip(known, rows, self._teacher.told(rows), strict=True):
             if told.is_right:
-                examples.append(_Example(row, told, False))
+                examples.append(_Example(self._as_student(lesson, row), told, False))
             else:
-                self._dropped[kind] += 1
-        followed = zip(own, self._teacher.told(own), strict=True)
-        return [*examples, *(_Example(row, told, False) for row, told in followed)]
+                self._dropped[lesson.kind] += 1
+        # Of two lessons with one prompt one is enough.
+        others = {(each.question, each.passages): each for each in lessons if not each.answer}
+        asked = list(others.values())
+        prompts = [self._prompts.prompt(lesson.question, lesson.passages) for lesson in asked]
+        said = self._teacher.said(prompts, most=REPLAYED_TOKENS)
+        for lesson, prompt, (answer, told) in zip(asked, prompts, said, strict=True):
+            examples.append(_Example(self._as_student(lesson, Row(prompt, answer)), told, False))
+        return examples
+
+    def _as_student(self, lesson: Lesson, row: Row) -> Row:
+        """The base's row as the student is asked it."""
+        if not self._behind:
+            return row
+        return replace(row, prompt=self._prompts.prompt(lesson.question, lesson.passages, behind=True))
 
     def _learn(
         self,
@@ -275,7 +285,7 @@ class _Training:
         """One step. Returns the median loss of the values' tokens, and the mean one of replayed answers."""
         packs = packed([example.row for example in batch], self._teacher.pad)
         self._standing.tokens += packs.tokens
-        logprobs = answer_logits(student.model, packs).log_softmax(-1)
+        logprobs = student.logits(packs).log_softmax(-1)
         surprise = -logprobs.gather(1, packs.wanted[:, None])[:, 0]
         led = torch.zeros(len(surprise), dtype=torch.bool)
         weights_of = torch.empty(len(surprise))

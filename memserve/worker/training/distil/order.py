@@ -27,6 +27,8 @@ class DistilOrder:
     recall_template: str = ""
     """The source of another one than the model's."""
     base_digest: str = ""
+    block_tokens: int = 32
+    """Of a KV block. A cartridge fills whole ones."""
 
     @property
     def digest(self) -> str:
@@ -38,6 +40,7 @@ class DistilOrder:
             asdict(self.recipe),
             self.seed,
             self.recall_template,
+            self.block_tokens,
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
