@@ -12,7 +12,7 @@ from rich.text import Text
 from memserve.cli.memory_options import metadata_of
 from memserve.cli.options import Call, gateway_command, print_json, text_of
 from memserve.cli.terminal import coloured, err
-from memserve.client import Event, Message, Role, Route, Rung, Sampling, Slo, TextDelta, Usage
+from memserve.client import Event, Message, Role, Route, RungCost, Sampling, Slo, TextDelta, Usage
 from memserve.domain import Expert, UsedModule
 from memserve.plain import paragraphs
 
@@ -264,7 +264,7 @@ def module_line(used: UsedModule) -> str:
     return f"{used.name}@{used.version} ({used.digest[:12]}{shift}): {used.reason}"
 
 
-def rung_line(rung: Rung) -> str:
+def rung_line(rung: RungCost) -> str:
     costs = [f"{rung.tokens} tokens"] if rung.tokens else []
     costs += [f"{rung.bytes} bytes"] if rung.bytes else []
     costs += [f"{rung.ms:.1f} ms"] if rung.ms else []

@@ -13,7 +13,7 @@ from memserve.domain.recalled import (
     OutdatedFact,
     RecallOutcome,
     RecallPart,
-    Rung,
+    RungCost,
     ScoredMemory,
     SearchQuery,
     Skipped,
@@ -254,7 +254,7 @@ class Usage:
     finish_reason: FinishReason
     stored_tokens: int = 0
     """Prompt tokens whose KV the worker has computed and keeps from now on: full blocks."""
-    rungs: tuple[Rung, ...] = ()
+    rungs: tuple[RungCost, ...] = ()
     """What took part in the answer."""
 
 

@@ -190,7 +190,7 @@ class OutdatedFact:
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
+class RungCost:
     """One way in which knowledge took part in an answer, and its cost. 0 is what is not known, or nothing."""
 
     kind: str

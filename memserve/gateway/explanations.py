@@ -18,7 +18,7 @@ from memserve.domain import (
     RecallSource,
     Route,
     RouteCandidate,
-    Rung,
+    RungCost,
     Skipped,
     SkipReason,
     Usage,
@@ -91,7 +91,9 @@ def read_explanation(record: Any) -> Explanation:
             usage = known_fields(Usage, usage)
             usage["cached"] = CachedTokens(**known_fields(CachedTokens, usage["cached"]))
             usage["finish_reason"] = FinishReason(usage["finish_reason"])
-            usage["rungs"] = tuple(Rung(**known_fields(Rung, entry)) for entry in usage.get("rungs", ()))
+            usage["rungs"] = tuple(
+                RungCost(**known_fields(RungCost, entry)) for entry in usage.get("rungs", ())
+            )
         return Explanation(Route(**route), record["outcome"], Usage(**usage) if usage is not None else None)
 
 

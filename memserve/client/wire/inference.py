@@ -25,7 +25,7 @@ from memserve.domain import (
     Role,
     Route,
     RouteCandidate,
-    Rung,
+    RungCost,
     Sampling,
     Slo,
     TextDelta,
@@ -277,7 +277,7 @@ def _usage_of(usage: pb.Usage) -> Usage:
         slo_met=usage.slo_met,
         finish_reason=FINISH_REASONS.get(usage.finish_reason, FinishReason.UNKNOWN),
         stored_tokens=usage.stored_tokens,
-        rungs=tuple(Rung(rung.kind, rung.name, rung.tokens, rung.bytes, rung.ms) for rung in usage.rungs),
+        rungs=tuple(RungCost(rung.kind, rung.name, rung.tokens, rung.bytes, rung.ms) for rung in usage.rungs),
     )
 
 

@@ -267,7 +267,7 @@ class OutdatedFact(_message.Message):
     why: str
     def __init__(self, module: _Optional[str] = ..., namespace: _Optional[str] = ..., memory_id: _Optional[str] = ..., known_version: _Optional[int] = ..., text_namespace: _Optional[str] = ..., text_memory_id: _Optional[str] = ..., text_version: _Optional[int] = ..., why: _Optional[str] = ...) -> None: ...
 
-class Rung(_message.Message):
+class RungCost(_message.Message):
     __slots__ = ("kind", "name", "tokens", "bytes", "ms")
     KIND_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -600,8 +600,8 @@ class Usage(_message.Message):
     slo_met: bool
     finish_reason: FinishReason
     stored_tokens: int
-    rungs: _containers.RepeatedCompositeFieldContainer[Rung]
-    def __init__(self, prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[_Union[CachedTokens, _Mapping]] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., slo_met: bool = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., stored_tokens: _Optional[int] = ..., rungs: _Optional[_Iterable[_Union[Rung, _Mapping]]] = ...) -> None: ...
+    rungs: _containers.RepeatedCompositeFieldContainer[RungCost]
+    def __init__(self, prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[_Union[CachedTokens, _Mapping]] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., slo_met: bool = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., stored_tokens: _Optional[int] = ..., rungs: _Optional[_Iterable[_Union[RungCost, _Mapping]]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("route", "text", "usage")

@@ -12,7 +12,7 @@ from memserve.domain import (
     OutdatedFact,
     RecallSource,
     Route,
-    Rung,
+    RungCost,
     Usage,
 )
 from memserve.domain.kinds import KINDS
@@ -59,7 +59,7 @@ def outdated_facts(
     return tuple(found.values())[:OUTDATED_MAX]
 
 
-def rungs_of(route: Route, usage: Usage, versions: Sequence[ModuleVersion]) -> tuple[Rung, ...]:
+def rungs_of(route: Route, usage: Usage, versions: Sequence[ModuleVersion]) -> tuple[RungCost, ...]:
     """Every rung that took part in an answer: passages, a warm prefix, modules.
 
     versions: those that answered, in the request's order.
@@ -70,17 +70,17 @@ def rungs_of(route: Route, usage: Usage, versions: Sequence[ModuleVersion]) -> t
         count = len(route.passages)
         name = f"{count} passage{'s' if count > 1 else ''}"
         tokens = sum(part.prompt_tokens for part in texts)
-        rungs.append(Rung("passages", name, tokens, ms=sum(part.took_ms for part in texts)))
+        rungs.append(RungCost("passages", name, tokens, ms=sum(part.took_ms for part in texts)))
     cached = usage.cached.device + usage.cached.host + usage.cached.redis
     if cached:
         took = [part.took_ms for part in route.recall if part.source is RecallSource.PREFIX]
-        rungs.append(Rung("prefix", "", cached, ms=sum(took)))
+        rungs.append(RungCost("prefix", "", cached, ms=sum(took)))
     load_ms = sum(each.load_ms for each in route.candidates if each.worker_id == route.worker_id)
     for version in versions:
         tokens = version.prefix_tokens if KINDS[version.kind].is_prefix else 0
         # The forecast is of all modules of the request together.
         ms = load_ms if len(versions) == 1 else 0.0
-        rungs.append(Rung(str(version.kind), version.reference, tokens, version.size_bytes, ms))
+        rungs.append(RungCost(str(version.kind), version.reference, tokens, version.size_bytes, ms))
     return tuple(rungs)
 
 

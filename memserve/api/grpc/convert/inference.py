@@ -164,7 +164,7 @@ def _usage(event: Usage) -> inference_pb2.Usage:
         slo_met=event.slo_met,
         finish_reason=FINISH[event.finish_reason],
         stored_tokens=event.stored_tokens,
-        rungs=[inference_pb2.Rung(**asdict(rung)) for rung in event.rungs],
+        rungs=[inference_pb2.RungCost(**asdict(rung)) for rung in event.rungs],
     )
 
 
