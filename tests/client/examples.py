@@ -42,7 +42,7 @@ from memserve.client import (
     RecallSource,
     Route,
     RouteCandidate,
-    Rung,
+    RungCost,
     ScoredMemory,
     Skipped,
     SkipReason,
@@ -220,14 +220,14 @@ USAGE = Usage(
     5.0,
     True,
     FinishReason.STOP,
-    rungs=(Rung("lora", "tone@3", 1, 2, 0.5),),
+    rungs=(RungCost("lora", "tone@3", 1, 2, 0.5),),
 )
 USAGE_PB = inference_pb2.GenerateResponse(
     usage=inference_pb2.Usage(
         prompt_tokens=10, output_tokens=3, ttft_ms=4.0, tpot_ms=5.0, slo_met=True,
         cached_tokens=inference_pb2.CachedTokens(device=1, host=2, redis=3),
         finish_reason=inference_pb2.FINISH_REASON_STOP,
-        rungs=[inference_pb2.Rung(kind="lora", name="tone@3", tokens=1, bytes=2, ms=0.5)],
+        rungs=[inference_pb2.RungCost(kind="lora", name="tone@3", tokens=1, bytes=2, ms=0.5)],
     )
 )  # fmt: skip
 ANSWER_PB = [ROUTE_PB, *DELTAS_PB, USAGE_PB]
