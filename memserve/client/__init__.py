@@ -266,7 +266,6 @@ __all__ = [
     "Role",
     "Route",
     "RouteCandidate",
-    "Rung",
     "RungCost",
     "Sampling",
     "ScoredMemory",
