@@ -39,9 +39,9 @@ from memserve.gateway.modules.progress import Step
 from memserve.memory.modules.registry.consolidations import ConsolidationRecords
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.requests import ListQuery
+from memserve.policy import consolidation as policy
 from memserve.policy.consolidation import MOST_MEMORIES, Question
 from memserve.policy.modules.gate import Match, Probe, right
-from memserve.policy.recall import consolidation as policy
 from memserve.turns import FairThreads
 
 log = logging.getLogger("memserve.gateway.consolidation")
