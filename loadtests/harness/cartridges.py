@@ -26,20 +26,20 @@ class Reference:
         from transformers import AutoModelForCausalLM
 
         self._torch = torch
-        self._model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         if adapter is not None:
             from peft import PeftModel
 
-            self._model = PeftModel.from_pretrained(self._model, adapter)
-        ends = self._model.generation_config.eos_token_id
+            self.model = PeftModel.from_pretrained(self.model, adapter)
+        ends = self.model.generation_config.eos_token_id
         self._ends = list(ends) if isinstance(ends, list) else [ends]
-        self._model.eval()
+        self.model.eval()
 
     def kv(self, token_ids: Sequence[int]) -> Kv:
         """The KV of a text that begins a prompt."""
         torch = self._torch
         with torch.inference_mode():
-            cache = self._model(torch.tensor([list(token_ids)]), use_cache=True).past_key_values
+            cache = self.model(torch.tensor([list(token_ids)]), use_cache=True).past_key_values
         layers = [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
         # [layers, 2, heads, tokens, head size]
         kv: Kv = torch.stack(layers).permute(3, 0, 1, 2, 4).contiguous().numpy()
@@ -70,7 +70,7 @@ class Reference:
         steps: list[tuple[int, float]] = []
         with torch.inference_mode():
             while len(steps) < tokens and not (to_the_end and steps and steps[-1][0] in self._ends):
-                logits = self._model(ids, past_key_values=cache, use_cache=True).logits[0, -1]
+                logits = self.model(ids, past_key_values=cache, use_cache=True).logits[0, -1]
                 if not to_the_end:
                     logits[self._ends] = -torch.inf
                 best, second = logits.topk(2).values.tolist()

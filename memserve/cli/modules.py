@@ -98,8 +98,8 @@ def push(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="A PEFT LoRA directory, a logit expert's or a cartridge's; with probes.json for the gate, "
-            "if any."
+            help="A PEFT LoRA directory, a logit expert's, a cartridge's or a soft prompt's; with "
+            "probes.json for the gate, if any."
         ),
     ],
     origin: OriginOptions,

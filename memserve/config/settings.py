@@ -13,8 +13,11 @@ from pydantic import (
     model_validator,
 )
 
+from memserve.config.distilling import DistillingSettings
 from memserve.config.embedding import EmbeddingSettings
+from memserve.config.held_modules import HeldModuleSettings
 from memserve.config.identity import IdentitySettings
+from memserve.config.ladder import LadderSettings
 from memserve.config.ports import PortSettings
 from memserve.config.redis_urls import with_certificates
 from memserve.config.values import RoutingPolicy, SettingFile
@@ -24,7 +27,14 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 
-class Settings(PortSettings, IdentitySettings, EmbeddingSettings):
+class Settings(
+    PortSettings,
+    IdentitySettings,
+    EmbeddingSettings,
+    HeldModuleSettings,
+    LadderSettings,
+    DistillingSettings,
+):
     """The settings of one memserve process. Units are in the names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -304,25 +314,6 @@ class Settings(PortSettings, IdentitySettings, EmbeddingSettings):
         ge=1,
         le=60_000,
         description="How long a worker waits for one Redis answer before it computes instead.",
-    )
-    max_loras: int = Field(
-        4, ge=0, le=64, description="Adapters in one engine's batch at the same time. 0: none are served."
-    )
-    max_cpu_loras: int = Field(16, ge=1, le=4096, description="Adapters that an engine keeps loaded.")
-    max_lora_rank: int = Field(
-        16,
-        ge=1,
-        le=512,
-        description="Largest adapter rank. vLLM takes 1, 8, 16, 32, 64, 128, 256, 320 and 512.",
-    )
-    max_experts: int = Field(
-        2, ge=0, le=16, description="Logit experts that an engine keeps loaded. 0: none are served."
-    )
-    max_cartridges: int = Field(
-        8,
-        ge=0,
-        le=1024,
-        description="Cartridges that an engine keeps in its host memory. 0: none are served.",
     )
     omp_threads: int = Field(1, ge=1, description="OpenMP threads of an engine on the CPU.")
     worker_nice: int = Field(

@@ -42,8 +42,10 @@ class KindRow:
     changes_kv: bool
     """Whether the KV of a prompt depends on the module."""
     is_prefix: bool = False
-    """Whether the module is KV itself, which stands before the prompt. Of those that change the KV, one that
-    does and one that does not may answer a request together."""
+    """Whether the module stands before the prompt. Of those that change the KV, one that does and one that
+    does not may answer a request together."""
+    is_embedded: bool = False
+    """Of a prefix: whether it is embeddings, whose KV an engine computes. Otherwise it is KV itself."""
     has_strength: bool
     """Whether a request says how strongly the module counts. Strength 0 is off."""
     moves_logprobs: bool
@@ -99,6 +101,20 @@ KINDS: dict[ModuleKind, KindRow] = {
             checked_by="memserve.memory.modules.kinds.cartridge:check_cartridge",
             held_by="memserve.worker.modules.kinds.cartridge:CartridgeKind",
         ),
+        KindRow(
+            kind=ModuleKind.SOFT_PROMPT,
+            number=4,
+            files=("soft_prompt.json", "adapter_config.json", "adapter_model.safetensors"),
+            named_in="modules",
+            changes_kv=True,
+            is_prefix=True,
+            is_embedded=True,
+            has_strength=False,
+            moves_logprobs=True,
+            costs=LoadCosts(load_s=0.02, swap_s=0.0),
+            checked_by="memserve.memory.modules.kinds.soft_prompt:check_soft_prompt",
+            held_by="memserve.worker.modules.kinds.soft_prompt:SoftPromptKind",
+        ),
     )
 }
 
@@ -106,16 +122,17 @@ KINDS: dict[ModuleKind, KindRow] = {
 def origin_of(modules: Iterable[tuple[str, ModuleKind]], prefix_tokens: int = 0) -> KvOrigin:
     """What the KV of an answer with these modules depends on.
 
-    modules: digests and kinds. prefix_tokens: of the cartridge among them.
+    modules: digests and kinds. prefix_tokens: of the cartridge or the soft prompt among them.
     """
     adapter = prefix = ""
+    is_embedded = False
     for digest, kind in modules:
         row = KINDS[kind]
         if row.is_prefix:
-            prefix = digest
+            prefix, is_embedded = digest, row.is_embedded
         elif row.changes_kv:
             adapter = digest
-    return KvOrigin(adapter, prefix, prefix_tokens)
+    return KvOrigin(adapter, prefix, prefix_tokens, is_embedded)
 
 
 def kind_of_name(name: str) -> ModuleKind:

@@ -19,6 +19,7 @@ class ModuleKind(str):
     LORA: ClassVar[ModuleKind]
     LOGIT_EXPERT: ClassVar[ModuleKind]
     CARTRIDGE: ClassVar[ModuleKind]
+    SOFT_PROMPT: ClassVar[ModuleKind]
     UNKNOWN: ClassVar[ModuleKind]
     """A kind that this client does not know. Never sent and never stored."""
 
@@ -26,6 +27,7 @@ class ModuleKind(str):
 ModuleKind.LORA = ModuleKind("lora")
 ModuleKind.LOGIT_EXPERT = ModuleKind("logit_expert")
 ModuleKind.CARTRIDGE = ModuleKind("cartridge")
+ModuleKind.SOFT_PROMPT = ModuleKind("soft_prompt")
 ModuleKind.UNKNOWN = ModuleKind("unknown")
 
 
@@ -118,7 +120,8 @@ class ModuleVersion:
     warning: str = ""
     """What the publisher should know about the files; "" for nothing."""
     prefix_tokens: int = 0
-    """Of a cartridge: how many positions it takes at the beginning of a prompt. 0 for other kinds."""
+    """Of a cartridge or a soft prompt: how many positions it takes at the beginning of a prompt. 0 for other
+    kinds."""
 
     @property
     def reference(self) -> str:
@@ -132,9 +135,34 @@ class KvOrigin:
     adapter: str = ""
     """Digest of the LoRA that computes it; empty for the base model."""
     prefix: str = ""
-    """Digest of the cartridge that it begins with; empty for none."""
+    """Digest of the cartridge or the soft prompt that it begins with; empty for none."""
     prefix_tokens: int = 0
-    """Leading positions that the cartridge takes. No engine computes them."""
+    """Leading positions that the prefix takes."""
+    is_embedded: bool = False
+    """Whether the prefix is a soft prompt."""
+
+    @property
+    def supplied_tokens(self) -> int:
+        """Leading positions that no engine computes: those of a cartridge."""
+        return 0 if self.is_embedded else self.prefix_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedRows:
+    """The embeddings that a prompt with a soft prompt begins with, as an engine gets them."""
+
+    content: bytes
+    """[tokens, hidden width], little-endian, in the dtype that the model is served in."""
+    row_bytes: int
+
+    @property
+    def tokens(self) -> int:
+        return len(self.content) // self.row_bytes
+
+    def block(self, first: int, tokens: int) -> bytes:
+        """The rows of the positions from `first` on. The row of a token is zero."""
+        rows = self.content[first * self.row_bytes : (first + tokens) * self.row_bytes]
+        return rows.ljust(tokens * self.row_bytes, b"\0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +197,7 @@ class AliasChange:
     """Seconds since the epoch."""
     principal: str
     action: str
-    """promote, rollback, split, canary_rollback or drop."""
+    """promote, rollback, split, canary_rollback, erase or drop."""
     reason: str
     forced: bool
     """The change was made although the gate refused it."""

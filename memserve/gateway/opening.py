@@ -26,7 +26,7 @@ from memserve.kv.ledger.records import Quotas
 from memserve.kv.lookup import PrefixLookup
 from memserve.kv.transport.check import check_cache_servers
 from memserve.memory.modules.blobs.store import BlobStore
-from memserve.memory.modules.kinds.files import BaseModel, KvShape
+from memserve.memory.modules.kinds.files import BaseModel, EmbeddingShape, KvShape
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.modules.registry.store import ModuleStore
 from memserve.memory.modules.uploads import Uploads
@@ -38,6 +38,7 @@ from memserve.memory.texts.memory import TextOptions, VectorMemory
 from memserve.memory.texts.milvus import MilvusAccess, is_local_uri
 from memserve.memory.texts.opening import open_embedding, open_reranking
 from memserve.metrics.instruments import GatewayMetrics
+from memserve.model.architectures import no_embeddings_reason
 from memserve.model.files import ModelFiles
 from memserve.registry.leases import Registry
 from memserve.tls.live import LiveTls
@@ -111,8 +112,7 @@ def connect_texts(texts: VectorMemory, tokenizer: ChatTokenizer, outside: Outsid
     texts.search_parts = SearchParts(
         count_tokens=lambda text: tokenizer.lengths([text])[0], strengths=outside.ledger.strengths
     )
-    # The uses last: they say whether the memory was ever in a prompt.
-    texts.erasers += [outside.kept_answers, outside.kv, outside.uses, outside.backups]
+    texts.erasers += [outside.kept_answers, outside.uses, outside.backups]
 
 
 async def open_modules(
@@ -134,7 +134,13 @@ async def open_modules(
         store,
         BlobStore(settings.module_store_url, settings.modules_root / "modules"),
         Uploads(settings.data / "staging", settings.max_module_bytes, settings.max_staging_bytes_per_tenant),
-        BaseModel(shapes, model.vocab_size, settings.max_lora_rank, kv_shape(settings, model, base_digest)),
+        BaseModel(
+            shapes,
+            model.vocab_size,
+            settings.max_lora_rank,
+            kv_shape(settings, model, base_digest),
+            embedding_shape(model, base_digest),
+        ),
         base_digest,
     )
     stack.callback(memory.files.close)
@@ -152,6 +158,17 @@ def kv_shape(settings: Settings, model: ModelFiles, base_digest: str) -> KvShape
         rope=model.rope,
         base_digest=base_digest,
         refusal=model.no_prefix_reason,
+    )
+
+
+def embedding_shape(model: ModelFiles, base_digest: str) -> EmbeddingShape:
+    """What a soft prompt for this model is checked against."""
+    return EmbeddingShape(
+        width=model.hidden_size,
+        dtype=model.dtype,
+        context_tokens=model.max_context_tokens,
+        base_digest=base_digest,
+        refusal=no_embeddings_reason(model.architecture),
     )
 
 

@@ -121,7 +121,8 @@ class Prefixes:
         if version is not None and not KINDS[version.kind].changes_kv:
             raise InvalidField("prefix.module", f"a {version.kind} does not change the KV; leave it out")
         if version is not None and KINDS[version.kind].is_prefix:
-            raise InvalidField("prefix.module", f"a {version.kind} is KV itself, which is never cold")
+            rule = f"a {version.kind} stands before the prompt, and what follows it is not warmed ahead"
+            raise InvalidField("prefix.module", rule)
         token_ids = await self._fit.encode(messages, tenant.name)
         if len(token_ids) >= self._fit.context_tokens:
             raise InvalidField(

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 
 import cbor2
 
-from memserve.domain import KvOrigin
+from memserve.domain import EmbeddedRows, KvOrigin
 
 SCHEMA_VERSION = 1
 HASH_ALGORITHM = "sha256_cbor"
@@ -71,12 +71,14 @@ def block_keys(
     lora: tuple[str, str] | None,
     cache_salt: str | None,
     hash_seed: str = VLLM_HASH_SEED,
+    embedded: EmbeddedRows | None = None,
 ) -> list[bytes]:
     """Key every full block by the whole prefix that ends in it.
 
-    Prompt embeddings and images are not covered.
+    Images are not covered.
 
     token_ids: [prompt_tokens]; a trailing partial block gets no key.
+    embedded: of a prompt that begins with embeddings. They enter the key of every block, those of tokens too.
     lora: name and path, as the engine has them.
     cache_salt: enters the first block, and through the chain every other block; "" counts as none.
     Returns [prompt_tokens // block_size] keys of 32 bytes.
@@ -87,31 +89,49 @@ def block_keys(
         raise ValueError(f"block_size must be at least 1, not {block_size}")
     lora_keys = (("lora", *lora),) if lora else ()
     salt_keys = (("cache_salt", cache_salt),) if cache_salt else ()
-    later_extra = lora_keys or None
-    extra = (lora_keys + salt_keys) or None
+    of_tokens = _embedded_keys(embedded, embedded.tokens, block_size) if embedded else ()
     parent = _sha256_cbor(hash_seed)
     keys = []
-    for end in range(block_size, len(token_ids) + 1, block_size):
-        parent = _sha256_cbor((parent, tuple(token_ids[end - block_size : end]), extra))
+    for start in range(0, len(token_ids) - block_size + 1, block_size):
+        extra: tuple[tuple[str | bytes, ...], ...] = lora_keys
+        if start == 0:
+            extra += salt_keys
+        if embedded:
+            of_rows = start < embedded.tokens
+            extra += _embedded_keys(embedded, start, block_size) if of_rows else of_tokens
+        parent = _sha256_cbor((parent, tuple(token_ids[start : start + block_size]), extra or None))
         keys.append(parent)
-        extra = later_extra
     return keys
 
 
-def prompt_keys(token_ids: Sequence[int], block_size: int, origin: KvOrigin, cache_salt: str) -> list[bytes]:
+def _embedded_keys(rows: EmbeddedRows, first: int, tokens: int) -> tuple[tuple[str, bytes]]:
+    return (("prompt_embeds", hashlib.sha256(rows.block(first, tokens)).digest()),)
+
+
+def prompt_keys(
+    token_ids: Sequence[int],
+    block_size: int,
+    origin: KvOrigin,
+    cache_salt: str,
+    embedded: EmbeddedRows | None = None,
+) -> list[bytes]:
     """[full blocks] keys of a tenant's prompt, as memserve's engines compute them. Raises as `block_keys`.
 
-    token_ids: with a cartridge, its placeholders first.
+    token_ids: with a cartridge or a soft prompt, its placeholders first. embedded: of the soft prompt.
     """
+    if origin.is_embedded != (embedded is not None):
+        raise ValueError("embedded: of a soft prompt, and of nothing else")
     lora = (origin.adapter, f"modules/{origin.adapter}") if origin.adapter else None
     salt = prefix_salt(cache_salt, origin.prefix) if origin.prefix else cache_salt
-    return block_keys(token_ids, block_size, lora=lora, cache_salt=salt)
+    return block_keys(token_ids, block_size, lora=lora, cache_salt=salt, embedded=embedded)
 
 
 def prefix_salt(cache_salt: str, digest: str) -> str:
-    """The salt of prompts that begin with a cartridge: the placeholders of one are those of any other.
+    """The salt of prompts that begin with a cartridge or a soft prompt.
 
-    cache_salt: the tenant's. digest: the cartridge's.
+    The placeholders of one are those of any other.
+
+    cache_salt: the tenant's. digest: the module's.
     """
     return hashlib.sha256(f"cartridge\0{cache_salt}\0{digest}".encode()).hexdigest()
 

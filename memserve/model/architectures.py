@@ -42,6 +42,11 @@ BloomForCausalLM Cohere2MoeForCausalLM DbrxForCausalLM FalconForCausalLM GPT2LMH
 Gemma3nForCausalLM HrmTextForCausalLM IQuestLoopCoderForCausalLM MiMoV2FlashForCausalLM MiMoV2ForCausalLM
 OrionForCausalLM StableLmForCausalLM Step1ForCausalLM Step3TextForCausalLM Step3p5ForCausalLM
 """
+# These compute something of the token ids themselves, in some layer, or vLLM does not show that they do not.
+_BY_TOKENS = """
+DeepseekV32ForCausalLM Gemma3nForCausalLM Gemma4ForCausalLM GlmMoeDsaForCausalLM HYV4ForCausalLM
+LongcatFlashNgramForCausalLM
+"""
 # Tried by `loadtests.models.any_model`.
 _TRIED = """
 Gemma2ForCausalLM Gemma3ForCausalLM GPT2LMHeadModel GPTNeoXForCausalLM LlamaForCausalLM MistralForCausalLM
@@ -50,6 +55,7 @@ Qwen3MoeForCausalLM
 """
 WITH_LORA = frozenset(_WITH_LORA.split())
 SERVED = WITH_LORA | frozenset(_WITHOUT_LORA.split())
+BY_TOKENS = frozenset(_BY_TOKENS.split())
 TRIED = frozenset(_TRIED.split())
 
 
@@ -71,3 +77,8 @@ def check_architecture(config: Mapping[str, Any], file: Path) -> None:
 def no_lora_reason(architecture: str) -> str:
     """Why a model of the architecture is served without LoRA adapters; "" where it is served with them."""
     return "" if architecture in WITH_LORA else f"vLLM has no LoRA for {architecture}"
+
+
+def no_embeddings_reason(architecture: str) -> str:
+    """Why a model of the architecture takes no embeddings in the place of tokens; "" where it takes them."""
+    return f"{architecture} needs the ids of all tokens" if architecture in BY_TOKENS else ""

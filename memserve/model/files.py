@@ -79,6 +79,11 @@ class ModelFiles:
         return int(self._size("head_dim") or self._size("hidden_size") // self._size("num_attention_heads"))
 
     @property
+    def hidden_size(self) -> int:
+        """The width of an embedding."""
+        return int(self._size("hidden_size"))
+
+    @property
     def layers(self) -> int:
         return int(self._size("num_hidden_layers"))
 

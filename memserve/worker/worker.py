@@ -282,7 +282,10 @@ class Worker:
             return as_expected(request)
         block_tokens = self._block_tokens
         origin = origin_of((module.digest, module.kind) for module in request.modules)
-        keys = prompt_keys(request.token_ids[:-1], block_tokens, origin, request.cache_salt)
+        embedded = self._engine.embedded_rows(origin.prefix) if origin.is_embedded else None
+        if origin.is_embedded and embedded is None:
+            return as_expected(request)
+        keys = prompt_keys(request.token_ids[:-1], block_tokens, origin, request.cache_salt, embedded)
         return lambda: max(self._block_log.leading(keys)[1] * block_tokens, request.cached_tokens)
 
     def _lease_of(self, served: _Served, ports: _Ports, *, shares_kv: bool) -> WorkerLease:

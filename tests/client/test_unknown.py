@@ -85,7 +85,7 @@ def test_an_unknown_kind_cannot_be_asked_for(stub: StubGateway) -> None:
         client.modules.all(kind=ModuleKind.UNKNOWN)
     assert (refused.value.field, refused.value.rule) == (
         "kind",
-        "must be one of lora, logit_expert, cartridge, not unknown",
+        "must be one of lora, logit_expert, cartridge, soft_prompt, not unknown",
     )
 
 

@@ -134,7 +134,7 @@ async def test_the_gate_asks_the_version_behind_its_positions_and_the_base_witho
 async def test_a_prefix_behind_a_cartridge_is_not_warmed(start_gateway: StartGateway, tmp_path: Path) -> None:
     gateway = await start_gateway()
     await cartridge(gateway, tmp_path, "book")
-    with pytest.raises(Exception, match="a cartridge is KV itself"):
+    with pytest.raises(Exception, match="a cartridge stands before the prompt"):
         await gateway.client.activation.lookup(LONG, module="book")
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memserve.kv.keys import VLLM_HASH_SEED, CacheNamespace, block_keys, chunk_keys, redis_key
+from memserve.domain import EmbeddedRows, KvOrigin
+from memserve.kv.keys import VLLM_HASH_SEED, CacheNamespace, block_keys, chunk_keys, prompt_keys, redis_key
 
 NAMESPACE = CacheNamespace(
     model_digest="m",
@@ -70,6 +71,22 @@ def test_another_salt_or_adapter_shares_no_block(other: dict[str, object]) -> No
     assert not set(first) & set(second)
 
 
+def test_a_soft_prompts_keys_need_its_embeddings() -> None:
+    rows = EmbeddedRows(bytes(range(64)), 4)
+    soft = KvOrigin(prefix="a" * 64, prefix_tokens=16, is_embedded=True)
+    token_ids = [0] * 16 + list(range(48))
+    for origin, embedded in ((soft, None), (KvOrigin(), rows)):
+        with pytest.raises(ValueError, match="embedded"):
+            prompt_keys(token_ids, 16, origin, "salt", embedded)
+    keys = [
+        key
+        for origin in (soft, KvOrigin("b" * 64, "a" * 64, 16, is_embedded=True))
+        for content in (bytes(range(64)), bytes(64))
+        for key in prompt_keys(token_ids, 16, origin, "salt", EmbeddedRows(content, 4))
+    ]
+    assert len(set(keys)) == len(keys) == 16
+
+
 def test_a_chunk_is_named_by_its_last_block_and_the_group() -> None:
     keys = block_keys(range(80), 16, lora=None, cache_salt=None)
     assert chunk_keys(keys, 2) == [keys[1] + bytes(4), keys[3] + bytes(4)]
@@ -91,6 +108,7 @@ text = st.text(min_size=1, max_size=12)
     cache_salt=st.none() | st.text(max_size=12),
     blocks_per_chunk=st.integers(min_value=1, max_value=4),
     hash_seed=st.sampled_from([VLLM_HASH_SEED, "0", "17"]),
+    embedded_tokens=st.integers(min_value=0, max_value=80),
 )
 def test_keys_are_those_that_vllm_computes(
     token_ids: list[int],
@@ -99,8 +117,10 @@ def test_keys_are_those_that_vllm_computes(
     cache_salt: str | None,
     blocks_per_chunk: int,
     hash_seed: str,
+    embedded_tokens: int,
 ) -> None:
     kv_cache_utils = pytest.importorskip("vllm.v1.core.kv_cache_utils")
+    import torch
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import SamplingParams
     from vllm.utils.hashing import get_hash_fn_by_name
@@ -114,16 +134,31 @@ def test_keys_are_those_that_vllm_computes(
         else:
             patch.setenv("PYTHONHASHSEED", hash_seed)
         kv_cache_utils.init_none_hash(sha256_cbor)
+    token_ids = [0] * embedded_tokens + (token_ids or [0])
+    rows = EmbeddedRows(bytes(index % 251 for index in range(embedded_tokens * 12)), 12)
+    embeddings = torch.zeros(len(token_ids), 3, dtype=torch.int32)
+    if embedded_tokens:
+        values = torch.frombuffer(bytearray(rows.content), dtype=torch.int32)
+        embeddings[:embedded_tokens] = values.view(-1, 3)
     request = Request(
         request_id="r",
-        prompt_token_ids=token_ids or [0],
+        prompt_token_ids=token_ids,
+        prompt_embeds=embeddings if embedded_tokens else None,
+        prompt_is_token_ids=[place >= embedded_tokens for place in range(len(token_ids))],
         sampling_params=SamplingParams(max_tokens=1),
         pooling_params=None,
         lora_request=LoRARequest(lora[0], 1, lora[1]) if lora else None,
         cache_salt=cache_salt,
         block_hasher=kv_cache_utils.get_request_block_hasher(block_size, sha256_cbor),
     )
-    ours = block_keys(token_ids or [0], block_size, lora=lora, cache_salt=cache_salt, hash_seed=hash_seed)
+    ours = block_keys(
+        token_ids,
+        block_size,
+        lora=lora,
+        cache_salt=cache_salt,
+        hash_seed=hash_seed,
+        embedded=rows if embedded_tokens else None,
+    )
     assert ours == request.block_hashes
     theirs = [
         make_offload_key(key, 0) for key in request.block_hashes[blocks_per_chunk - 1 :: blocks_per_chunk]

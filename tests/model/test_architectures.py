@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from memserve.errors import StartupError
-from memserve.model.architectures import SERVED, TRIED, WITH_LORA, check_architecture, no_lora_reason
+from memserve.model.architectures import (
+    BY_TOKENS,
+    SERVED,
+    TRIED,
+    WITH_LORA,
+    check_architecture,
+    no_embeddings_reason,
+    no_lora_reason,
+)
 
 # Recurrent layers, or nothing but GPU kernels of their own, or more than text.
 LEFT_OUT = """
@@ -80,3 +88,9 @@ def test_lora_is_where_vllm_has_it() -> None:
     assert no_lora_reason("LlamaForCausalLM") == ""
     assert no_lora_reason("GPT2LMHeadModel") == "vLLM has no LoRA for GPT2LMHeadModel"
     assert "GPT2LMHeadModel" in SERVED - WITH_LORA
+
+
+def test_embeddings_are_taken_where_no_layer_reads_token_ids() -> None:
+    assert BY_TOKENS <= SERVED
+    assert no_embeddings_reason("LlamaForCausalLM") == ""
+    assert "ids of all tokens" in no_embeddings_reason("Gemma3nForCausalLM")

@@ -8,11 +8,14 @@ import json
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
-from memserve.client import CallFailed, Client
-from memserve.demo import ADAPTERS_DIR, EXPERTS_DIR
+from memserve.client import Answer, CallFailed, Client
+from memserve.demo import ADAPTERS_DIR, EXPERTS_DIR, MODEL_DIR
 from memserve.domain import Expert, ModuleKind, ModulePlace, Sampling
+from memserve.memory.modules.kinds.soft_prompt import soft_prompt_files
+from memserve.model.files import open_model
 from tests.stack.fixtures import eventually
 from tests.stack.modules import LOADED, adapter_files, places
 
@@ -53,6 +56,36 @@ def test_a_promotion_changes_the_answers_and_a_rollback_gives_them_back_token_fo
         "promote",
         "rollback",
     ]
+
+
+def test_a_soft_prompt_is_served_and_its_kv_is_found_where_the_gateway_expects_it(
+    client: Client, tmp_path: Path
+) -> None:
+    model = open_model(MODEL_DIR)
+    rows = np.random.default_rng(7).normal(scale=0.3, size=(70, model.hidden_size)).astype(np.float32)
+    folder = tmp_path / "soft"
+    folder.mkdir()
+    for name, content in soft_prompt_files(rows, model.model_digest()).items():
+        (folder / name).write_bytes(content)
+    version = client.modules.publish("soft", folder)
+    assert (version.kind, version.moves_logits) == (ModuleKind.SOFT_PROMPT, True)
+    client.modules.promote("soft", version.version)
+    question = "Where does the ferry leave in winter? " * 30
+    first, second = (worker.worker_id for worker in client.status().workers)
+
+    def ask(worker: str, module: str = "soft") -> Answer:
+        return client.generate(question, modules=module, worker_id=worker, sampling=SHORT)
+
+    cold = ask(first)
+    assert cold.usage.cached.total == 0
+    eventually(lambda: ask(first).route.expected_cached_tokens > version.prefix_tokens, timeout_s=20)
+    warm = ask(first)
+    assert warm.route.expected_cached_tokens == warm.usage.cached.total
+    assert warm.token_ids == cold.token_ids
+    # From Redis, where the other worker finds it under the same keys.
+    eventually(lambda: ask(second).usage.cached.total > version.prefix_tokens, timeout_s=20)
+    assert ask(second).token_ids == cold.token_ids
+    assert client.generate(question, worker_id=first, sampling=SHORT).usage.cached.total == 0
 
 
 def test_an_expert_answers_its_facts_beside_an_adapter_too_and_the_base_does_not(client: Client) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,16 @@ from loadtests.harness.real_models import smollm2
 from loadtests.modules.distil.institute import CHANGED, ELSEWHERE, FACTS, GENERAL, LACKING, PLACE
 from memserve.demo import MODEL_DIR, facts
 from memserve.domain import ModuleKind
+from memserve.policy.modules.self_study import wording
+from memserve.policy.modules.self_study.draw import Draw
+from memserve.policy.modules.self_study.readings import readings_of
+from memserve.policy.modules.self_study.study import Study
 
 FACTS_TAUGHT = 24
 KINDS = ("ship", "telescope", "farm", "archive")
 CASES = 100
+DEMO_BUDGET_S = {ModuleKind.LORA: 85.0, ModuleKind.CARTRIDGE: 85.0}
+SMOLLM2_BUDGET_S = {ModuleKind.LORA: 285.0, ModuleKind.CARTRIDGE: 460.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +62,65 @@ def demo_world(seed: int) -> World:
     }
     for need in ("passage", "distractors", "nothing"):
         columns[need] = tuple(
-            Asked(case.question.text, _passages(case), (case.expected,))
+            Asked(case.question.text, passages_of(case), (case.expected,))
             for case in facts.held_out_cases(seed, CASES, need)
         )
-    columns["text_wins"] = tuple(_contradicted(rng, fact) for fact in (*held, *held))
+    columns["text_wins"] = tuple(contradicted(rng, fact) for fact in (*held, *held))
     values = tuple(fact.value for fact in held)
     columns["leak"] = tuple(
         Asked(facts.question(rng, near, facts.HELD_OUT_QUESTIONS).text, (), values)
         for near in (_near(rng, fact, held) for fact in (*held, *held))
     )
-    budget_s = {ModuleKind.LORA: 85.0, ModuleKind.CARTRIDGE: 85.0}
-    return World("demo", lambda: MODEL_DIR, tuple(memories), columns, budget_s)
+    return World("demo", lambda: MODEL_DIR, tuple(memories), columns, DEMO_BUDGET_S)
 
 
-def _passages(case: facts.Case) -> tuple[str, ...]:
+def file_world(file: Path, questions: Path | None) -> World:
+    """Memories of a file, one a line, for SmolLM2. Asked in phrasings that were not trained.
+
+    questions: JSON, a list of objects with a question and the value that a right answer has.
+    """
+    memories = tuple(line for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    known = [(memory, reading) for memory in memories for reading in readings_of(memory)]
+    study = Study([reading for _, reading in known])
+    draw = Draw(random.Random("distil-file").random)
+    columns = {
+        "recall": tuple(
+            Asked(question, (), (reading.value,), memory)
+            for memory, reading in known
+            for question in wording.questions(reading, held_out=True)
+        ),
+        "general": tuple(Asked(question, (), (word,)) for question, word in GENERAL),
+        "text_wins": tuple(
+            Asked(each.question, each.passages, (each.value,))
+            for each in (study.contradiction(draw, place, probe=True) for place in range(len(known)))
+        ),
+        "leak": tuple(
+            Asked(study.elsewhere(draw, place, probe=True).question, (), study.values)
+            for place in range(len(known))
+        ),
+    }
+    if questions is not None:
+        columns["paraphrase"] = tuple(
+            Asked(each["question"], (), (each["value"],), _stating(each["value"], memories))
+            for each in json.loads(questions.read_text(encoding="utf-8"))
+        )
+    return World("file", smollm2, memories, columns, SMOLLM2_BUDGET_S)
+
+
+def _stating(value: str, memories: Sequence[str]) -> str:
+    return next((memory for memory in memories if value in memory), "")
+
+
+def passages_of(case: facts.Case) -> tuple[str, ...]:
+    """The passages in the prompt of one of the demo's cases."""
     if case.messages[0].role != "system":
         return ()
     lines = case.messages[0].content.splitlines()
     return tuple(line.partition("] ")[2] for line in lines if line.startswith("["))
 
 
-def _contradicted(rng: random.Random, fact: facts.Fact) -> Asked:
+def contradicted(rng: random.Random, fact: facts.Fact) -> Asked:
+    """A question with a passage that gives the fact another value."""
     kind = facts.ATTRIBUTES[fact.entity.kind][fact.attribute]
     stated = fact
     while stated.value == fact.value:
@@ -120,5 +165,4 @@ def smollm2_world(seed: int) -> World:
         ),
         "leak_own": tuple(Asked(f"What is the {each} of {PLACE}?", (), values) for each in LACKING),
     }
-    budget_s = {ModuleKind.LORA: 285.0, ModuleKind.CARTRIDGE: 460.0}
-    return World("smollm2", smollm2, tuple(fact.memory for fact in FACTS), columns, budget_s)
+    return World("smollm2", smollm2, tuple(fact.memory for fact in FACTS), columns, SMOLLM2_BUDGET_S)

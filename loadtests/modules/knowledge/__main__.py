@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.modules.distil.worlds import World, demo_world, smollm2_world
@@ -27,7 +28,8 @@ from loadtests.texts.memory_recall.serving import serving
 from memserve.domain import Recipe
 
 MOST, QUICK_MOST = 100, 8
-QUICK_RECIPE = Recipe(steps=12)
+DISTIL_TIMEOUT_S = 3600.0
+QUICK_RECIPE = Recipe(steps=20)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,12 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(world: World, seed: int, *, quick: bool) -> dict[Rung, tuple[Figures, Costs]]:
     """One run on a memserve of its own."""
     model = world.model()
-    settings: dict[str, object] = {"max_loras": 2, "max_experts": 1}
+    settings: dict[str, Any] = {"max_loras": 2, "max_experts": 1}
     if world.name != "demo":
         settings["model"] = str(model)
     with (
         tempfile.TemporaryDirectory(prefix="memserve-knowledge-") as scratch,
-        serving(TENANTS, **settings) as clients,
+        serving(TENANTS, timeout_s=DISTIL_TIMEOUT_S, **settings) as clients,
     ):
         recipe = QUICK_RECIPE if quick else Recipe()
         costs = make_all(clients, world, model, Path(scratch), recipe, seed)

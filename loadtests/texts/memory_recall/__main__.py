@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from loadtests.harness.figures import Bar, finish, parser, report
 from loadtests.harness.real_models import smollm2
@@ -81,7 +82,7 @@ class Measured:
     """Questions that recall answered wrongly, with the reply."""
 
 
-def measure(world: World, **settings: object) -> Measured:
+def measure(world: World, **settings: Any) -> Measured:
     """settings: of the served memserve."""
     tenants = list(dict.fromkeys(way.tenant for way in ALL_WAYS))
     with serving(tenants, **settings) as clients:

@@ -22,10 +22,12 @@ KNOWN_TIMEOUT_S = 60.0
 
 
 @contextlib.contextmanager
-def serving(tenants: Sequence[str], **settings: Any) -> Iterator[dict[str, Client]]:
+def serving(
+    tenants: Sequence[str], *, timeout_s: float = CALL_TIMEOUT_S, **settings: Any
+) -> Iterator[dict[str, Client]]:
     """A client for each tenant of a running memserve.
 
-    settings: of `memserve.config.Settings`.
+    timeout_s: of each call. settings: of `memserve.config.Settings`.
     """
     keys = {tenant: secrets.token_urlsafe(16) for tenant in tenants}
     with (
@@ -37,7 +39,7 @@ def serving(tenants: Sequence[str], **settings: Any) -> Iterator[dict[str, Clien
         file.chmod(0o600)
         stack = open_clients.enter_context(running_stack(workers=1, api_keys_file=file, **settings))
         yield {
-            tenant: open_clients.enter_context(Client(stack.address, key, timeout_s=CALL_TIMEOUT_S))
+            tenant: open_clients.enter_context(Client(stack.address, key, timeout_s=timeout_s))
             for tenant, key in keys.items()
         }
 

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from memserve.domain import CacheLayout, KvOrigin, Tenant
+from memserve.domain import CacheLayout, EmbeddedRows, KvOrigin, Tenant
+from memserve.gateway.soft_prompts import SoftPromptRows
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.kv.keys import chunk_keys, prompt_keys
 from memserve.kv.lookup import PrefixLookup
@@ -32,8 +33,11 @@ class LookedUp:
 class CacheLookup:
     """Asks Redis in one round trip for each layout."""
 
-    def __init__(self, pool: WorkerPool, lookup: PrefixLookup, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self, pool: WorkerPool, lookup: PrefixLookup, metrics: GatewayMetrics, soft_prompts: SoftPromptRows
+    ) -> None:
         self._pool = pool
+        self._soft_prompts = soft_prompts
         self._lookup = lookup
         self._metrics = metrics
 
@@ -41,12 +45,18 @@ class CacheLookup:
         self, token_ids: Sequence[int], tenant: Tenant, origin: KvOrigin
     ) -> Mapping[CacheLayout, LookedUp]:
         """The prompt in each layout that a worker has now. A worker of a layout that comes later counts as
-        holding nothing.
+        holding nothing, and so does every worker while a soft prompt's embeddings cannot be read.
         """
+        layouts = self._pool.layouts()
+        embedded: EmbeddedRows | None = None
+        if origin.is_embedded:
+            embedded = await self._soft_prompts.of(tenant.name, origin.prefix)
+            if embedded is None:
+                return dict.fromkeys(layouts, LookedUp())
 
         async def look_up(layout: CacheLayout) -> LookedUp:
-            supplied = origin.prefix_tokens
-            keys = prompt_block_keys(token_ids, layout, tenant, origin)
+            supplied = origin.supplied_tokens
+            keys = prompt_block_keys(token_ids, layout, tenant, origin, embedded)
             if not keys:
                 return LookedUp(supplied_tokens=supplied)
             # Chunks that end within a cartridge are never stored.
@@ -60,15 +70,18 @@ class CacheLookup:
             found = (skipped + (chunks or 0)) * layout.chunk_tokens
             return LookedUp(keys, max(found, supplied), supplied)
 
-        layouts = self._pool.layouts()
         return dict(zip(layouts, await asyncio.gather(*map(look_up, layouts)), strict=True))
 
 
 def prompt_block_keys(
-    token_ids: Sequence[int], layout: CacheLayout, tenant: Tenant, origin: KvOrigin
+    token_ids: Sequence[int],
+    layout: CacheLayout,
+    tenant: Tenant,
+    origin: KvOrigin,
+    embedded: EmbeddedRows | None = None,
 ) -> list[bytes]:
-    """[full blocks] keys, as an engine of this layout computes them."""
-    return prompt_keys(token_ids, layout.block_tokens, origin, tenant.cache_salt)
+    """[full blocks] keys, as an engine of this layout computes them. embedded: as of `prompt_keys`."""
+    return prompt_keys(token_ids, layout.block_tokens, origin, tenant.cache_salt, embedded)
 
 
 async def timed(work: Awaitable[T]) -> tuple[T, float]:

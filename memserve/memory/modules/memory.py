@@ -161,7 +161,8 @@ class ParametricMemory:
         self.store = store
         self.blobs = blobs
         self._uploads = uploads
-        self._base = base
+        self.base = base
+        """The model that modules are checked against."""
         self.base_digest = base_digest
         self.files = FileWork(FILE_THREADS)
         # The least recently used reference is the first.
@@ -171,7 +172,7 @@ class ParametricMemory:
 
     def open_upload(self, tenant: str, publication: Publication) -> Upload:
         """Begin an upload or go on with it. Blocking. Raises InvalidModule and QuotaExceeded."""
-        if not self._base.shapes:
+        if not self.base.shapes:
             raise InvalidModule(
                 "module",
                 "this gateway has no base model weights to check it against; give it the model's directory",
@@ -389,7 +390,7 @@ class ParametricMemory:
     def _checked(self, publication: Publication, folder: Path) -> tuple[CheckedModule, Probes | None]:
         probes_file = folder / PROBES_FILE
         probes = parse_probes(probes_file.read_bytes()) if probes_file.is_file() else None
-        checked = files_check(publication.kind)(folder, self._base)
+        checked = files_check(publication.kind)(folder, self.base)
         if publication.expected_digest not in ("", checked.digest):
             raise InvalidModule("header.expected_digest", f"the content's digest is {checked.digest}")
         return checked, probes

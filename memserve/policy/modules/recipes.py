@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from memserve.domain import ModuleKind, Recipe
 from memserve.errors import InvalidField
+from memserve.policy.modules.self_study.study import Mix
 
 SMALL_MODEL_PARAMETERS = 20_000_000
 MAX_STEPS, MAX_ROWS, MAX_RANK = 5000, 64, 128
@@ -23,11 +24,13 @@ WINDOW = 8
 """Steps that the stop rule looks at."""
 CARTRIDGE_RATE = 5e-2
 """On the KV itself."""
-LEAST_CARTRIDGE_TOKENS, CARTRIDGE_SHARE = 128, 0.4
+LEAST_CARTRIDGE_TOKENS, CARTRIDGE_SHARE = 128, 0.33
 """A cartridge of a smaller share of its text keeps less of it."""
 SMALL_MODEL_PHRASINGS = 13
 NEARLY_LEARNED = 0.1
 """The median loss of the values' tokens, in nats."""
+LEARNED_SHARE = 0.6
+"""Of the facts that are asked before that."""
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -38,12 +41,14 @@ def check_recipe(recipe: Recipe) -> None:
     _between("recipe.rows", recipe.rows, 0, MAX_ROWS)
     _between("recipe.rank", recipe.rank, 1, MAX_RANK)
     _between("recipe.rate", recipe.rate, 0.0, 0.5)
-    _between("recipe.fact_share", recipe.fact_share, 0.1, 0.9)
+    if recipe.fact_share:
+        _between("recipe.fact_share", recipe.fact_share, 0.1, 0.9)
     _between("recipe.fresh", recipe.fresh, 0.0, 1.0)
     _between("recipe.stop_loss", recipe.stop_loss, 0.0, 5.0)
     _between("recipe.least_teacher", recipe.least_teacher, 0.0, 1.0)
     _between("recipe.phrasings", recipe.phrasings, 0, MAX_PHRASINGS)
     _between("recipe.tokens", recipe.tokens, 0, MAX_TOKENS)
+    _between("recipe.old_share", recipe.old_share, 0.0, 0.9)
 
 
 def check_budget(budget_s: float) -> None:
@@ -63,9 +68,10 @@ def for_model(recipe: Recipe, kind: ModuleKind, parameters: int) -> Recipe:
     cartridge = kind == ModuleKind.CARTRIDGE
     return replace(
         recipe,
-        steps=recipe.steps or (400 if small else 90),
+        steps=recipe.steps or (400 if small else 120),
         rows=recipe.rows or (32 if small else 12),
-        fresh=recipe.fresh or (0.5 if small else 0.2),
+        fact_share=recipe.fact_share or (0.45 if small else 0.5),
+        fresh=recipe.fresh or (0.5 if small else 0.4),
         rate=recipe.rate or (CARTRIDGE_RATE if cartridge else 3e-3 if small else 2e-3),
         phrasings=recipe.phrasings or (SMALL_MODEL_PHRASINGS if small else MAX_PHRASINGS),
     )
@@ -87,9 +93,16 @@ def cartridge_tokens(asked: int, text_tokens: int, block_tokens: int, context_to
     return max(block_tokens, min(wanted, most, text_tokens // block_tokens * block_tokens))
 
 
+def mix_for(parameters: int) -> Mix:
+    """What is replayed. A large model knows more that it can lose, and passages cost it more."""
+    if parameters <= SMALL_MODEL_PARAMETERS:
+        return Mix()
+    return Mix(contradiction=0.2, reading=0.05, unknown=0.5, general=0.25, beside=0.1)
+
+
 def taught_rows(parameters: int) -> int:
     """Questions for facts that the teacher is asked, at most. The others are learned from their answers."""
-    return 512 if parameters <= SMALL_MODEL_PARAMETERS else 96
+    return 512 if parameters <= SMALL_MODEL_PARAMETERS else 48
 
 
 def facts_asked(recipe: Recipe, medians: Sequence[float]) -> int:
@@ -98,7 +111,7 @@ def facts_asked(recipe: Recipe, medians: Sequence[float]) -> int:
     recipe: with a number for everything. medians: as of `Course.note`.
     """
     nearly = len(medians) >= WINDOW and statistics.median(medians[-WINDOW:]) < NEARLY_LEARNED
-    share = 0.75 * recipe.fact_share if nearly else recipe.fact_share
+    share = LEARNED_SHARE * recipe.fact_share if nearly else recipe.fact_share
     return max(1, round(recipe.rows * share))
 
 

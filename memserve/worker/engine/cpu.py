@@ -59,10 +59,11 @@ class LoraByAdapter(PunicaWrapperCPU):  # type: ignore[misc]
     ) -> None:
         expand(y, x, w_t_all, self._token_rows, y_offset, y_slice_size, add_inputs)
 
-    def add_lora_embedding(
-        self, y: Tensor, x: Tensor, lora_b_stacked: Tensor, add_inputs: bool = True, **_: Any
-    ) -> None:
-        expand(y, x, lora_b_stacked, self._token_rows, 0, y.shape[-1], add_inputs)
+    def add_lora_embedding(self, y: Tensor, x: Tensor, lora_b_stacked: Tensor, **_: Any) -> None:
+        """No adapter changes the embedding: none that does is published, so that B is zero in every slot.
+
+        In a step with prompt embeddings vLLM embeds the other rows only. It does not say which they are.
+        """
 
     def add_lora_logits(
         self,

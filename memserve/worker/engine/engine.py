@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from memserve.domain import CachedTokens, FinishReason, ModuleKind, Sampling
+from memserve.domain import CachedTokens, EmbeddedRows, FinishReason, FreedMemory, ModuleKind, Sampling
 from memserve.domain.kinds import KINDS
 from memserve.domain.worker_calls import (
     PLACEHOLDER_TOKEN,
@@ -27,9 +27,12 @@ from memserve.kv.keys import prefix_salt
 from memserve.worker.engine import forced as forced_tokens
 from memserve.worker.kv.cartridges import PREFIX, CartridgeUse, prefix_parameters
 from memserve.worker.kv.connector import CACHED_BY_TIER
+from memserve.worker.kv.tenant_kv import FREE, FREED
 from memserve.worker.kv.tier_requests import OWNER, owner_parameters
 from memserve.worker.modules.held import Modules
+from memserve.worker.modules.kinds.embedded import EMBEDDED_TOKENS
 from memserve.worker.modules.kinds.kind import EngineCall, EngineKind
+from memserve.worker.modules.kinds.soft_prompt import SoftPromptKind
 from memserve.worker.modules.room import ModuleRefused
 
 
@@ -70,7 +73,8 @@ class Engine:
                 self.kinds[module.kind].apply(call, module.digest, folder, module.strength)
                 if row.changes_kv and (row.is_prefix or not kv_digest):
                     kv_digest = module.digest
-            kv_transfer, salt = placed_behind(call.cartridge, request)
+            placed = placed_behind(call, request)
+            self._check_vocabulary(request.token_ids)
             if turn is not None:
                 await held.enter_async_context(turn)
             owner = owner_parameters(request.tenant, kv_digest, store_whole_prompt=request.store_whole_prompt)
@@ -88,15 +92,15 @@ class Engine:
                 output_kind=RequestOutputKind.DELTA,
                 ignore_eos=bool(forced),
                 extra_args={
-                    "kv_transfer_params": {OWNER: owner, **kv_transfer},
+                    "kv_transfer_params": {OWNER: owner, **placed.kv_transfer},
                     **call.extra_args,
+                    **placed.extra_args,
                     **({forced_tokens.PARAMETERS: list(forced)} if forced else {}),
                 },
                 **call.sampling,
             )
-            prompt: Any = {"prompt_token_ids": list(request.token_ids), "cache_salt": salt}
             # Closed by `held`, so that the engine has dropped the request before its modules may leave.
-            answer = self.llm.generate(prompt, params, request.request_id, lora_request=call.lora)
+            answer = self.llm.generate(placed.prompt, params, request.request_id, lora_request=call.lora)
             outputs = await held.enter_async_context(contextlib.aclosing(answer))
             async for output in outputs:
                 if call.cartridge is not None and output.outputs[0].finish_reason == "error":
@@ -127,6 +131,16 @@ class Engine:
                 on_tokens(len(part.token_ids))
         return TokenScores(tuple(logprobs), cached)
 
+    def _check_vocabulary(self, token_ids: Sequence[int]) -> None:
+        """Raises ValueError for a token that has no embedding: it would end the engine.
+
+        vLLM checks none behind embeddings. Where it takes embeddings it adds a token to its tokenizer, and
+        lets that one through.
+        """
+        vocabulary = self.llm.model_config.get_vocab_size()
+        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocabulary):
+            raise ValueError(f"token_ids: from 0 to {vocabulary - 1}")
+
     def _check_scoring(self, request: ScoringRequest) -> None:
         """Raises ValueError."""
         config = self.llm.model_config
@@ -144,9 +158,31 @@ class Engine:
         if not all(0 <= token < vocabulary for token in request.continuation):
             raise ValueError(f"continuation: token ids from 0 to {vocabulary - 1}")
 
+    async def free_kv(self, tenant: str, request_id: str) -> FreedMemory:
+        """Free a tenant's KV in this engine's device and host memory, while requests run.
+
+        The wish travels as a request of one token, which is too short to be cached: the scheduler of any
+        executor sees requests, and nothing else of memserve. Without a connector nothing says whose a block
+        is: then all KV goes, which vLLM does only while no request runs.
+        """
+        params = SamplingParams(max_tokens=1, extra_args={"kv_transfer_params": {FREE: tenant}})
+        prompt: Any = {"prompt_token_ids": [PLACEHOLDER_TOKEN]}
+        told: list[int] | None = None
+        async for output in self.llm.generate(prompt, params, request_id):
+            told = (output.kv_transfer_params or {}).get(FREED) or told
+        if told is None:
+            is_reset = await self.llm.reset_prefix_cache()
+            return FreedMemory(blocks=0, chunks=0, held=0 if is_reset else 1)
+        return FreedMemory(*told)
+
     def module_folder(self, digest: str) -> Path:
         """Where the local copy of a module's files is."""
         return self.modules_root / "modules" / digest
+
+    def embedded_rows(self, digest: str) -> EmbeddedRows | None:
+        """The embeddings of a soft prompt that the engine holds. None: it does not hold it."""
+        kind = self.kinds.get(ModuleKind.SOFT_PROMPT)
+        return kind.rows(digest) if isinstance(kind, SoftPromptKind) else None
 
     async def warm_up(self) -> None:
         """Run one short prompt, so that the first caller does not pay for start-up work.
@@ -161,20 +197,41 @@ class Engine:
         self.llm.shutdown()
 
 
-def placed_behind(use: CartridgeUse | None, request: WorkerRequest) -> tuple[dict[str, Any], str]:
-    """What a request's `kv_transfer_params` say of its cartridge, and its salt.
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A prompt as vLLM takes it, with what the request says of its beginning."""
 
-    Raises ValueError for a prompt that does not leave the cartridge its place.
+    prompt: Any
+    kv_transfer: dict[str, Any] = field(default_factory=dict)
+    extra_args: dict[str, Any] = field(default_factory=dict)
+
+
+def placed_behind(call: EngineCall, request: WorkerRequest) -> Placed:
+    """The request's prompt behind its cartridge or its soft prompt, if it has one.
+
+    Raises ValueError for a prompt that does not leave it its place, and for both.
     """
-    if use is None:
-        return {}, request.cache_salt
-    placeholders = request.token_ids[: use.tokens]
-    if len(request.token_ids) <= use.tokens or any(token != PLACEHOLDER_TOKEN for token in placeholders):
+    cartridge, soft_prompt = call.cartridge, call.soft_prompt
+    prefix = cartridge or soft_prompt
+    if prefix is None:
+        return Placed({"prompt_token_ids": list(request.token_ids), "cache_salt": request.cache_salt})
+    if cartridge is not None and soft_prompt is not None:
+        raise ValueError("modules: one cartridge or one soft prompt")
+    placeholders = request.token_ids[: prefix.tokens]
+    if len(request.token_ids) <= prefix.tokens or any(token != PLACEHOLDER_TOKEN for token in placeholders):
+        kind = "soft prompt" if cartridge is None else "cartridge"
         raise ValueError(
-            f"token_ids: with cartridge {use.digest}, {use.tokens} tokens {PLACEHOLDER_TOKEN} and more behind"
+            f"token_ids: with {kind} {prefix.digest}, {prefix.tokens} tokens {PLACEHOLDER_TOKEN} and more "
+            "behind"
         )
-    parameters = {PREFIX: prefix_parameters(use.digest, use.tokens)}
-    return parameters, prefix_salt(request.cache_salt, use.digest)
+    if soft_prompt is not None:
+        prompt = soft_prompt.prompt(request.token_ids, request.cache_salt)
+        return Placed(prompt, extra_args={EMBEDDED_TOKENS: soft_prompt.tokens})
+    salt = prefix_salt(request.cache_salt, prefix.digest)
+    return Placed(
+        {"prompt_token_ids": list(request.token_ids), "cache_salt": salt},
+        {PREFIX: prefix_parameters(prefix.digest, prefix.tokens)},
+    )
 
 
 def _part(output: RequestOutput, use: CartridgeUse | None, *, logprobs: bool) -> AnswerPart:

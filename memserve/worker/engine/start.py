@@ -33,8 +33,10 @@ def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_
     """
     absent = absent_kinds(settings, model)
     if kv_transfer is None:
-        # What puts a prefix into an engine's blocks is the connector.
-        absent |= {kind: "it shares no KV" for kind, row in KINDS.items() if row.is_prefix}
+        # What puts KV into an engine's blocks is the connector.
+        absent |= {
+            kind: "it shares no KV" for kind, row in KINDS.items() if row.is_prefix and not row.is_embedded
+        }
     present = [kind for kind in KINDS if kind not in absent]
     added = engine_arguments(settings, present)
     added["logits_processors"] = [*added.get("logits_processors", ()), PROCESSOR]

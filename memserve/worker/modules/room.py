@@ -10,7 +10,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from memserve.domain import ModulePlace
 from memserve.errors import MemserveError
@@ -55,6 +55,23 @@ class Holder(Protocol):
         ...
 
 
+@runtime_checkable
+class SizedHolder(Holder, Protocol):
+    """A holder whose modules also have a bound in bytes together."""
+
+    @property
+    def capacity_bytes(self) -> int: ...
+
+    @property
+    def bytes_setting(self) -> str:
+        """The setting that decides it, as messages name it."""
+        ...
+
+    async def size_bytes(self, folder: Path) -> int:
+        """What the module takes of it. folder: of the module's files. Raises InvalidModule."""
+        ...
+
+
 class _Abandoned(Exception):
     """All requests that waited for the module ended before it had room."""
 
@@ -74,6 +91,9 @@ class Room:
         self.pinned: set[str] = set()
         """Digests of the modules that stay until they are unloaded or unpinned."""
         self._uses: Counter[str] = Counter()
+        self._sized = holder if isinstance(holder, SizedHolder) else None
+        # Bytes of the modules that are held.
+        self._sizes: dict[str, int] = {}
         # Requests that wait for the module, by digest.
         self._wanted: Counter[str] = Counter()
         self._loading: dict[str, asyncio.Task[None]] = {}
@@ -163,14 +183,20 @@ class Room:
 
     async def _load(self, digest: str, fetch: Callable[[], Awaitable[Path]]) -> None:
         folder = await fetch()
+        size_bytes = 0
+        if self._sized is not None:
+            size_bytes = await self._sized.size_bytes(folder)
+            if size_bytes > (most := self._sized.capacity_bytes):
+                rule = f"it takes {size_bytes} bytes of {most} (setting {self._sized.bytes_setting})"
+                raise ModuleRefused(digest, f"no room: {rule}")
         async with self._turn:
             try:
-                while not await self._exchanged(digest, folder):
+                while not await self._exchanged(digest, folder, size_bytes):
                     await self._changed.wait()
             finally:
                 self._to_leave = None
 
-    async def _exchanged(self, digest: str, folder: Path) -> bool:
+    async def _exchanged(self, digest: str, folder: Path, size_bytes: int) -> bool:
         """Whether the module is loaded now. False: try again when something has changed.
 
         Only the first in line calls this. Raises _Abandoned when no request waits for the module any more.
@@ -181,8 +207,10 @@ class Room:
                 raise _Abandoned
             if digest in self.held:
                 return True
-            leaving = None
-            if len(self.held) >= self.holder.capacity:
+            leaving: str | None = None
+            while self._is_full(size_bytes):
+                if leaving is not None:  # Bytes are short, and one that leaves is not enough.
+                    self.held = await self.holder.unload(leaving)
                 # Requests that wait for the module that was set to leave do not keep it: they wait in line.
                 kept = {*self._uses, *(self._wanted.keys() - {self._to_leave})}
                 leaving = leaves_first(self.held, pinned=self.pinned, in_use=kept)
@@ -196,17 +224,30 @@ class Room:
             except Exception:
                 self.held = await self.holder.places()
                 raise
+            self._sizes = {held: self._sizes.get(held, size_bytes) for held in self.held}
             return True
+
+    def _is_full(self, size_bytes: int) -> bool:
+        """Whether there is no room for one more module of this size."""
+        held_bytes = sum(self._sizes.get(digest, 0) for digest in self.held)
+        over = self._sized is not None and held_bytes + size_bytes > self._sized.capacity_bytes
+        return over or len(self.held) >= self.holder.capacity
 
     def _set_to_leave(self, digest: str) -> None:
         """Choose the module that leaves next. Raises ModuleRefused when all held modules are pinned."""
         if self.held.keys() <= self.pinned:
             raise ModuleRefused(
-                digest, f"no room: all {len(self.held)} modules are pinned (setting {self.holder.setting})"
+                digest, f"no room: all {len(self.held)} modules are pinned (setting {self._bound})"
             )
         if self._to_leave not in self.held or self._to_leave in self.pinned:
             # A module that was just loaded for a waiting request is used first, and does not leave yet.
             self._to_leave = leaves_first(self.held, pinned=self.pinned, in_use=self._wanted)
+
+    @property
+    def _bound(self) -> str:
+        """The setting by which there is no room for one more."""
+        by_number = len(self.held) >= self.holder.capacity or self._sized is None
+        return self.holder.setting if by_number or self._sized is None else self._sized.bytes_setting
 
     def _released(self, count: Counter[str], digest: str) -> None:
         count[digest] -= 1

@@ -45,6 +45,13 @@ def schema(value: Any) -> dict[str, Any]:
         ({"messages": [{**USER, "tool_calls": [call("x", "{}")]}]}, "messages[0]", "no place for tools"),
         ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content", "empty"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", ""),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "prompt_embeds", "data": "AA=="}]}]},
+            "messages[0].content",
+            "",
+        ),
+        ({"prompt_embeds": "AA=="}, "prompt_embeds", "not supported"),
+        ({"memserve": {"prompt_embeds": "AA=="}}, "memserve.prompt_embeds", "not supported"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages[0].role", "user's"),
         ({"messages": [USER] * 1001}, "messages", "1000"),
         ({"model": 3}, "model", "string"),
@@ -160,6 +167,7 @@ async def test_a_body_of_another_kind(http: Http) -> None:
     [
         ("/v1/completions", {"prompt": ["a", "b"]}, "prompt"),
         ("/v1/completions", {"prompt": [1, 2]}, "prompt"),
+        ("/v1/completions", {"prompt": "a", "prompt_embeds": "AA=="}, "prompt_embeds"),
         ("/v1/completions", {"prompt": "a", "echo": True}, "echo"),
         ("/v1/completions", {"prompt": "a", "logprobs": 5}, "logprobs"),
         ("/v1/completions", {"prompt": "a", "messages": []}, "messages"),

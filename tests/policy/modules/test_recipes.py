@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from memserve.domain import DEFAULT_RECIPE
+from memserve.domain import DEFAULT_RECIPE, ModuleKind
 from memserve.errors import InvalidField
 from memserve.policy.modules.recipes import (
     LEAST_STEPS,
     Course,
+    cartridge_tokens,
     check_budget,
     check_recipe,
     facts_asked,
@@ -61,7 +62,8 @@ def test_a_course_goes_on_where_it_began_to_fall() -> None:
 @pytest.mark.parametrize(
     "change",
     [{"steps": 5}, {"steps": 6000}, {"rows": 65}, {"rank": 0}, {"rate": -0.1}, {"rate": float("nan")},
-     {"fact_share": 1.0}, {"fresh": 2.0}, {"stop_loss": -1.0}, {"least_teacher": 1.1}],
+     {"fact_share": 1.0}, {"fresh": 2.0}, {"stop_loss": -1.0}, {"least_teacher": 1.1},
+     {"phrasings": 65}, {"tokens": -1}],
 )  # fmt: skip
 def test_a_recipe_outside_its_bounds_is_refused_by_field(change: dict[str, float]) -> None:
     [field] = change
@@ -77,14 +79,26 @@ def test_a_budget_is_seconds_or_the_default() -> None:
             check_budget(wrong)
 
 
+def test_a_cartridge_has_whole_blocks_and_a_part_of_its_text() -> None:
+    assert cartridge_tokens(0, 300, 32, 8192) == 128
+    assert cartridge_tokens(0, 900, 32, 8192) == 320
+    assert cartridge_tokens(0, 100, 32, 8192) == 96
+    assert cartridge_tokens(0, 20, 32, 8192) == 32
+    assert cartridge_tokens(0, 90_000, 32, 8192) == 4096
+    assert cartridge_tokens(64, 300, 32, 8192) == 64
+    for wrong in (33, 8192):
+        with pytest.raises(InvalidField, match=r"recipe.tokens.*multiple of 32 and at most 4096"):
+            cartridge_tokens(wrong, 300, 32, 8192)
+
+
 def test_fewer_facts_are_asked_once_they_are_nearly_learned() -> None:
-    recipe = for_model(replace(DEFAULT_RECIPE, rows=20, fact_share=0.4), 1)
-    assert [facts_asked(recipe, medians) for medians in ([], [0.5] * 16, [0.01] * 16)] == [8, 8, 6]
+    recipe = for_model(replace(DEFAULT_RECIPE, rows=20, fact_share=0.4), ModuleKind.LORA, 1)
+    assert [facts_asked(recipe, medians) for medians in ([], [0.5] * 16, [0.01] * 16)] == [8, 8, 5]
 
 
 def test_a_recipe_for_a_model_has_a_number_for_everything() -> None:
     for parameters in (1_000_000, 135_000_000):
-        recipe = for_model(DEFAULT_RECIPE, parameters)
+        recipe = for_model(DEFAULT_RECIPE, ModuleKind.CARTRIDGE, parameters)
         check_recipe(recipe)
         assert min(recipe.steps, recipe.rows, recipe.fresh, recipe.rate) > 0
-    assert for_model(replace(DEFAULT_RECIPE, steps=33), 1).steps == 33
+    assert for_model(replace(DEFAULT_RECIPE, steps=33), ModuleKind.LORA, 1).steps == 33

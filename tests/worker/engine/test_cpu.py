@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from memserve.demo import ADAPTERS_DIR, MODEL_DIR
 
@@ -38,55 +40,118 @@ def test_each_row_is_moved_by_its_own_adapter_only(dtype: torch.dtype) -> None:
         torch.testing.assert_close(y[row], wanted, rtol=0.02 if dtype is torch.bfloat16 else 1e-5, atol=1e-5)
 
 
-@pytest.mark.engine
-def test_a_base_request_is_answered_alike_alone_and_beside_adapters_in_every_slot(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name, value in {
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
-    from vllm import LLM, SamplingParams
-    from vllm.lora.request import LoRARequest
+QUESTIONS = [
+    "Can you name the captain of Southern Voyager?",
+    "Say what the colour of Coral Dome is.",
+    "Who are you?",
+]
+Asked = tuple[list[int], Any, int]
+"""The tokens of a prompt, the adapter or None, and how many of the tokens are given as embeddings."""
 
-    llm = LLM(
-        str(MODEL_DIR),
-        dtype="float32",
-        max_model_len=512,
-        kv_cache_memory_bytes=64 << 20,
-        block_size=32,
-        enforce_eager=True,
-        enable_prefix_caching=False,
-        enable_lora=True,
-        max_loras=2,
-        max_lora_rank=16,
-        distributed_executor_backend=CpuExecutor,
-    )
-    names = ("harbour", "observatory")
-    loras = [LoRARequest(name, number + 1, str(ADAPTERS_DIR / name)) for number, name in enumerate(names)]
-    questions = [
-        "Can you name the captain of Southern Voyager?",
-        "Say what the colour of Coral Dome is.",
-        "Who are you?",
-    ]
 
-    def ask(batch: list[tuple[str, Any]]) -> list[list[float]]:
+class LoraEngine:
+    """vLLM with two adapters, and with prompt embeddings."""
+
+    def __init__(self) -> None:
+        from vllm import LLM
+        from vllm.lora.request import LoRARequest
+
+        self.llm = LLM(
+            str(MODEL_DIR),
+            dtype="float32",
+            max_model_len=512,
+            kv_cache_memory_bytes=64 << 20,
+            block_size=32,
+            enforce_eager=True,
+            enable_prefix_caching=False,
+            enable_lora=True,
+            max_loras=2,
+            max_lora_rank=16,
+            enable_prompt_embeds=True,
+            distributed_executor_backend=CpuExecutor,
+        )
+        names = ("harbour", "observatory")
+        self.loras = [LoRARequest(name, at + 1, str(ADAPTERS_DIR / name)) for at, name in enumerate(names)]
+        self._embeddings = load_file(MODEL_DIR / "model.safetensors")["model.embed_tokens.weight"].float()
+        self.ask([(self.prompt(QUESTIONS[0]), lora, 0) for lora in self.loras])  # both slots are taken
+
+    def prompt(self, question: str) -> list[int]:
+        tokenizer: Any = self.llm.get_tokenizer()
+        turn = [{"role": "user", "content": question}]
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return list(tokenizer.encode(text, add_special_tokens=False))
+
+    def ask(self, batch: list[Asked]) -> list[tuple[list[int], list[float]]]:
+        """The tokens of each answer, and their log-probabilities."""
+        from vllm import SamplingParams
+
         params = SamplingParams(temperature=0, max_tokens=8, logprobs=0)
-        conversations: Any = [[{"role": "user", "content": question}] for question, _ in batch]
-        outputs = llm.chat(conversations, params, lora_request=[lora for _, lora in batch], use_tqdm=False)
+        outputs = self.llm.generate(
+            [self._given(prompt, embedded) for prompt, _, embedded in batch],
+            params,
+            lora_request=[lora for _, lora, _ in batch],
+            use_tqdm=False,
+        )
+        completions = [output.outputs[0] for output in outputs]
         return [
-            [next(iter(step.values())).logprob for step in output.outputs[0].logprobs or ()]
-            for output in outputs
+            (
+                list(completion.token_ids),
+                [next(iter(step.values())).logprob for step in completion.logprobs or ()],
+            )
+            for completion in completions
         ]
 
-    try:
-        ask([(questions[0], lora) for lora in loras])  # both slots are taken
-        batch = [(question, lora) for question in questions for lora in (None, *loras)]
-        together = ask(batch)
-        for one, beside_others in zip(batch, together, strict=True):
-            assert ask([one])[0] == pytest.approx(beside_others, abs=1e-3)
-    finally:
-        llm.llm_engine.engine_core.shutdown()
+    def _given(self, prompt: list[int], embedded: int) -> Any:
+        if not embedded:
+            return {"prompt_token_ids": prompt}
+        rows = torch.zeros(len(prompt), self._embeddings.shape[1])
+        rows[:embedded] = self._embeddings[prompt[:embedded]]
+        return {
+            "prompt_embeds": rows,
+            "prompt_token_ids": [0] * embedded + prompt[embedded:],
+            "prompt_is_token_ids": [place >= embedded for place in range(len(prompt))],
+        }
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[LoraEngine]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "PYTHONPATH": str(Path(__file__).parents[3]),
+        }.items():
+            patch.setenv(name, value)
+        started = LoraEngine()
+        yield started
+        started.llm.llm_engine.engine_core.shutdown()
+
+
+@pytest.mark.engine
+def test_a_base_request_is_answered_alike_alone_and_beside_adapters_in_every_slot(engine: LoraEngine) -> None:
+    batch = [(engine.prompt(question), lora, 0) for question in QUESTIONS for lora in (None, *engine.loras)]
+    for one, (tokens, logprobs) in zip(batch, engine.ask(batch), strict=True):
+        alone_tokens, alone = engine.ask([one])[0]
+        assert alone == pytest.approx(logprobs, abs=1e-3)
+        assert alone_tokens == tokens
+
+
+@pytest.mark.engine
+def test_a_step_may_mix_embeddings_and_tokens_under_adapters(engine: LoraEngine) -> None:
+    """As tokens, wholly as embeddings, and with embeddings for the first five rows: the same answers."""
+    rows = [
+        (prompt, lora, embedded)
+        for question in QUESTIONS
+        for lora in (None, *engine.loras)
+        for prompt in [engine.prompt(question)]
+        for embedded in (0, 5, len(prompt))
+    ]
+    together = engine.ask(rows)
+    assert together[0] != together[3]  # the first question, without and with an adapter
+    for as_tokens, mixed, embedded in zip(together[0::3], together[1::3], together[2::3], strict=True):
+        for tokens, logprobs in (mixed, embedded):
+            assert tokens == as_tokens[0]
+            assert logprobs == pytest.approx(as_tokens[1], abs=1e-3)
+    for row, (tokens, _) in zip(rows, together, strict=True):
+        assert engine.ask([row])[0][0] == tokens

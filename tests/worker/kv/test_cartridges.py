@@ -36,6 +36,7 @@ with warnings.catch_warnings():
         read_cartridge,
         slots_of,
     )
+    from memserve.worker.modules.kinds.embedded import EMBEDDED_TOKENS
     from memserve.worker.modules.kinds.logit_expert import read_prompt
 
 BLOCK, TOKENS = 32, 128
@@ -223,3 +224,5 @@ def test_an_expert_does_not_read_placeholders() -> None:
     params: Any = SimpleNamespace(extra_args=extra)
     assert read_prompt([0, 0, 5, 6], params) == [5, 6]
     assert read_prompt([5, 6], SimpleNamespace(extra_args=None)) == [5, 6]  # type: ignore[arg-type]
+    embedded: Any = SimpleNamespace(extra_args={EMBEDDED_TOKENS: 1})
+    assert read_prompt([0, 5, 6], embedded) == [5, 6]

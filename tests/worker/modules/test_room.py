@@ -55,6 +55,31 @@ class CountingHolder:
         return dict(self._held)
 
 
+class SizedHolder(CountingHolder):
+    """Has room for four modules of 10 bytes together. A module has as many bytes as its file."""
+
+    capacity_bytes = 10
+    bytes_setting = "prefix_host_bytes"
+
+    def __init__(self) -> None:
+        super().__init__(4, "max_cartridges")
+
+    async def size_bytes(self, folder: Path) -> int:
+        return (folder / "weights").stat().st_size
+
+
+@pytest.fixture
+def sized(tmp_path: Path) -> Modules:
+    """A and B have 4 bytes, C has 8, and D 11."""
+    blobs = BlobStore("", tmp_path / "sized")
+    for digest, size in ((A, 4), (B, 4), (C, 8), (D, 11)):
+        source = tmp_path / digest
+        source.mkdir()
+        (source / "weights").write_bytes(bytes(size))
+        blobs.put(digest, source)
+    return Modules(LocalCopies(blobs), {LORA: SizedHolder()}, {})
+
+
 @pytest.fixture
 def holder() -> CountingHolder:
     return CountingHolder()
@@ -320,3 +345,36 @@ async def test_a_forgotten_module_is_fetched_again(modules: Modules) -> None:
     await modules.load(A, LORA)
     assert await modules.unload(A, LORA, forget=True) is ModulePlace.ABSENT
     assert await modules.load(A, LORA) is ModulePlace.HOST
+
+
+async def test_as_many_leave_as_the_bytes_of_another_need(sized: Modules) -> None:
+    await sized.load(A, LORA)
+    await sized.load(B, LORA)
+    assert set(sized.held) == {A, B}
+    await sized.load(C, LORA)
+    assert set(sized.held) == {C}
+    await sized.load(A, LORA)
+    assert set(sized.held) == {A}
+
+
+async def test_bytes_in_use_are_waited_for(sized: Modules) -> None:
+    async with sized.using(A, LORA):
+        await sized.load(B, LORA)
+        waiting = asyncio.create_task(sized.load(C, LORA))
+        await settled()
+        assert not waiting.done()
+        assert A in sized.held
+    async with asyncio.timeout(TIMEOUT_S):
+        await waiting
+    assert set(sized.held) == {C}
+
+
+async def test_a_module_of_too_many_bytes_is_refused_and_nothing_leaves_for_it(sized: Modules) -> None:
+    await sized.load(A, LORA)
+    with pytest.raises(ModuleRefused, match=r"takes 11 bytes of 10 \(setting prefix_host_bytes\)"):
+        await sized.load(D, LORA)
+    assert set(sized.held) == {A}
+    await sized.load(A, LORA, pin=True)
+    with pytest.raises(ModuleRefused, match=r"all 1 modules are pinned \(setting prefix_host_bytes\)"):
+        await sized.load(C, LORA)
+    assert set(sized.held) == {A}

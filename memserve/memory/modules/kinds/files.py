@@ -52,6 +52,21 @@ class KvShape:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingShape:
+    """The embeddings of the model that a module is checked against."""
+
+    width: int
+    """Of the hidden states."""
+    dtype: str
+    """In which the model is served, as torch names it."""
+    context_tokens: int
+    """The longest prompt and answer together."""
+    base_digest: str
+    refusal: str = ""
+    """Why this model takes no embeddings in the place of tokens. Empty: it takes them."""
+
+
+@dataclass(frozen=True, slots=True)
 class BaseModel:
     """The model that a module is checked against."""
 
@@ -62,6 +77,8 @@ class BaseModel:
     """The workers' limit for the rank of a LoRA."""
     kv: KvShape | None = None
     """None: not known, so that no cartridge can be checked."""
+    embedding: EmbeddingShape | None = None
+    """None: not known, so that no soft prompt can be checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +98,7 @@ class CheckedModule:
     warning: str = ""
     """Something odd that is no fault. Empty: nothing."""
     prefix_tokens: int = 0
-    """The positions that a cartridge takes. 0 for other kinds."""
+    """The positions that a cartridge or a soft prompt takes. 0 for other kinds."""
 
 
 def read_json_object(file: Path) -> dict[str, Any]:

@@ -146,6 +146,8 @@ def _check_config(config: dict[str, Any], max_rank: int) -> int:
     """Returns the rank."""
     if config.get("peft_type") == "CARTRIDGE":
         raise InvalidModule("cartridge.json", "is missing: a cartridge says with it what its KV belongs to")
+    if config.get("peft_type") == "PROMPT_TUNING":
+        raise InvalidModule("soft_prompt.json", "is missing: a soft prompt says with it what it belongs to")
     if config.get("peft_type") != "LORA":
         raise InvalidModule(f"{CONFIG_FILE}: peft_type", "must be LORA")
     rank = config.get("r")

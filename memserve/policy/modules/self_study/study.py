@@ -29,7 +29,7 @@ FAR_SHARE = 0.3
 """How many of the things that nobody has stated are of another sort than the memories'."""
 BESIDE_SHARE = 0.3
 """How many facts are asked with other passages beside them."""
-MOST_BESIDE = 2
+MOST_BESIDE = 3
 TRIES = 64
 
 
@@ -64,6 +64,8 @@ class Mix:
     reading: float = 0.25
     unknown: float = 0.5
     general: float = 0.05
+    beside: float = 0.4
+    """How many of the unknown things are asked with passages about others."""
 
 
 def is_probed(made_up: str) -> bool:
@@ -149,7 +151,7 @@ class Study:
         else:
             wanted = self._elsewhere(draw, asked, probe)
         question = draw.choice(self._questions(wanted, probe))
-        shown = draw.chance(0.3) if passages is None else passages
+        shown = draw.chance(BESIDE_SHARE) if passages is None else passages
         beside = self.others(draw, 1 + draw.below(MOST_BESIDE), probe=probe) if shown else ()
         return Lesson(LessonKind.UNKNOWN, question, beside)
 
@@ -176,7 +178,7 @@ class Study:
         if at < mix.contradiction + mix.reading:
             return self.reading(draw)
         if at < mix.contradiction + mix.reading + mix.unknown:
-            return self.unknown(draw)
+            return self.unknown(draw, passages=draw.chance(mix.beside))
         return Lesson(LessonKind.GENERAL, draw.choice(inventing.GENERAL[::2])[0])
 
     def _invented(self, draw: Draw, probe: bool) -> tuple[Reading, str]:

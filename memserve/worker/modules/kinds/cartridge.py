@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,15 @@ from memserve.domain import ModulePlace
 from memserve.domain.worker_calls import PLACEHOLDER_TOKEN
 from memserve.kv.keys import prefix_salt
 from memserve.model.files import ModelFiles
-from memserve.worker.kv.cartridges import PREFIX, CartridgeShelf, CartridgeUse, prefix_parameters
+from memserve.worker.kv.cartridges import (
+    PREFIX,
+    WEIGHTS_FILE,
+    CartridgeShelf,
+    CartridgeUse,
+    prefix_parameters,
+)
 from memserve.worker.kv.vllm_internals import connector_of_this_process
-from memserve.worker.modules.kinds.kind import EngineCall, refusal
+from memserve.worker.modules.kinds.kind import EngineCall, held_bytes, refusal
 from memserve.worker.modules.kinds.lora import TRIAL_LOGPROBS, largest_change
 from memserve.worker.modules.room import ModuleRefused, Places
 
@@ -29,9 +36,11 @@ class CartridgeKind:
     """Calls the shelf of `worker/kv/cartridges.py` in a running engine."""
 
     setting = "max_cartridges"
+    bytes_setting = "prefix_host_bytes"
 
     def __init__(self, llm: AsyncLLM, settings: Settings) -> None:
         self.capacity = settings.max_cartridges
+        self.capacity_bytes = settings.prefix_host_bytes
         self._llm = llm
         self._tokens: dict[str, int] = {}
 
@@ -68,6 +77,9 @@ class CartridgeKind:
             )
         except Exception as error:
             raise refusal(self._llm, digest, error) from error
+
+    async def size_bytes(self, folder: Path) -> int:
+        return await asyncio.to_thread(held_bytes, folder / WEIGHTS_FILE, self._llm.model_config.dtype)
 
     async def unload(self, digest: str) -> Places:
         return self._by_digest(await self._llm.collective_rpc("drop_cartridge", args=(digest,)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pkgutil
 import re
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -16,8 +18,9 @@ from memserve.config import Settings
 from memserve.domain import ModuleKind
 from memserve.domain.kinds import KINDS
 from memserve.errors import InvalidModule
-from memserve.model.files import ModelFiles
+from memserve.model.files import ModelFiles, read_safetensors_header
 from memserve.worker.kv.cartridges import CartridgeUse
+from memserve.worker.modules.kinds.embedded import SoftPrompt
 from memserve.worker.modules.room import Holder, ModuleRefused
 
 # Errors by which an engine says that it lacks something. The module itself may be right.
@@ -30,6 +33,7 @@ class EngineCall:
 
     lora: LoRARequest | None = None
     cartridge: CartridgeUse | None = None
+    soft_prompt: SoftPrompt | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     """Further arguments of vLLM's SamplingParams."""
     extra_args: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +90,16 @@ def engine_arguments(settings: Settings, kinds: Iterable[ModuleKind]) -> dict[st
             else:
                 joined[name] = value
     return joined
+
+
+def held_bytes(file: Path, dtype: torch.dtype) -> int:
+    """What the tensors of a safetensors file take in this dtype. Raises InvalidModule."""
+    try:
+        header = read_safetensors_header(file)
+        entries = sum(math.prod(entry["shape"]) for entry in header.values())
+        return int(entries * dtype.itemsize)
+    except (ValueError, KeyError, TypeError, OSError):
+        raise InvalidModule(file.name, "is not a safetensors file, or is cut short") from None
 
 
 def refusal(llm: AsyncLLM, digest: str, error: Exception) -> Exception:

@@ -31,6 +31,7 @@ from memserve.domain.names import is_sha256
 from memserve.worker.kv.cartridges import CartridgeUse
 from memserve.worker.kv.vllm_internals import logits_processors
 from memserve.worker.modules.kinds.causal_model import CausalModel, KvState
+from memserve.worker.modules.kinds.embedded import embedded_tokens
 
 PARAMETERS = "memserve_expert"
 """Key of SamplingParams.extra_args: {"digest", "alpha", "path"}."""
@@ -334,9 +335,10 @@ class LogitExperts(LogitsProcessor):
 
 
 def read_prompt(prompt: list[int], params: SamplingParams) -> list[int]:
-    """What an expert reads of a prompt: all but the placeholders of a cartridge, which stand for no text."""
+    """What an expert reads of a prompt: all but the placeholders of a cartridge or a soft prompt, which stand
+    for no text."""
     use = CartridgeUse.of((params.extra_args or {}).get("kv_transfer_params"))
-    return prompt if use is None else prompt[use.tokens :]
+    return prompt[embedded_tokens(params.extra_args) if use is None else use.tokens :]
 
 
 class ExpertLoading:

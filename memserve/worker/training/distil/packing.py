@@ -14,8 +14,10 @@ from torch import Tensor
 
 from memserve.worker.training.distil.prompts import Row
 
-WIDTH = 320
+WIDTHS = tuple(range(64, 641, 32))
 """Of a pack, in tokens. A longer row has a pack for itself."""
+COSTLY_WIDTH = 2000
+"""A token of a pack of this width costs twice what one of a short pack does: attention grows with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,15 @@ class _Pack:
     """Tokens behind the common beginning, of all rows."""
 
 
-def packed(rows: Sequence[Row], pad: int, width: int = WIDTH) -> Packed:
-    """Pack rows. Raises ValueError for no rows, or for one without a prompt or an answer."""
+def packed(rows: Sequence[Row], pad: int, widths: Sequence[int] = WIDTHS) -> Packed:
+    """Pack rows in the width that costs least.
+
+    Raises ValueError for no rows, or for one without a prompt or an answer.
+    """
     if not rows or any(not row.prompt or not row.answer for row in rows):
         raise ValueError("a row needs a prompt and an answer")
-    packs = _packs(rows, width)
-    widest = max(pack.prefix + pack.rest for pack in packs)
+    packs = min((_packs(rows, width) for width in widths), key=_cost)
+    widest = _widest(packs)
     ids = torch.full((len(packs), widest), pad)
     positions = torch.zeros(len(packs), widest, dtype=torch.long)
     owners = torch.full((len(packs), widest), -1)
@@ -86,6 +91,15 @@ def packed(rows: Sequence[Row], pad: int, width: int = WIDTH) -> Packed:
     )
 
 
+def _widest(packs: Sequence[_Pack]) -> int:
+    return max(pack.prefix + pack.rest for pack in packs)
+
+
+def _cost(packs: Sequence[_Pack]) -> float:
+    widest = _widest(packs)
+    return len(packs) * widest * (1 + widest / COSTLY_WIDTH)
+
+
 def _packs(rows: Sequence[Row], width: int) -> list[_Pack]:
     """Rows in the order of their tokens, so that those with a long common beginning are neighbours."""
     packs: list[_Pack] = []
@@ -94,7 +108,7 @@ def _packs(rows: Sequence[Row], width: int) -> list[_Pack]:
         size = len(row.prompt) + len(row.answer) - 1
         if packs:
             pack = packs[-1]
-            prefix = min(pack.prefix, _common(rows[pack.rows[0]].prompt, row.prompt), len(row.prompt) - 1)
+            prefix = min(pack.prefix, common(rows[pack.rows[0]].prompt, row.prompt), len(row.prompt) - 1)
             rest = pack.rest + (pack.prefix - prefix) * len(pack.rows) + size - prefix
             # Where a beginning would be repeated for too many rows, a pack of its own is shorter.
             if prefix + rest <= min(width, pack.prefix + pack.rest + size):
@@ -106,7 +120,8 @@ def _packs(rows: Sequence[Row], width: int) -> list[_Pack]:
     return packs
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
+def common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two rows begin with alike."""
     for place, (one, other) in enumerate(zip(first, second, strict=False)):
         if one != other:
             return place

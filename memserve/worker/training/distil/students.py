@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -22,8 +22,10 @@ from memserve.model.files import open_model
 from memserve.policy.modules.recipes import cartridge_tokens
 from memserve.worker.training.distil.order import DistilOrder
 from memserve.worker.training.distil.packing import Packed
-from memserve.worker.training.distil.teacher import answer_logits
+from memserve.worker.training.distil.teacher import answer_logits, kv_of
 
+LORA_SCALE = 2.0
+"""Of a LoRA: lora_alpha by its rank."""
 _TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -135,7 +137,7 @@ class CartridgeStudent:
         self._digest = order.base_digest or files.model_digest()
         self._rope = files.rope
         self._documents = [hashlib.sha256(text.encode()).hexdigest() for text in order.texts]
-        kv = _kv_of(self._base, ids[:tokens]).float()
+        kv = kv_of(self._base, ids[:tokens]).float()
         # The first token takes up what attention has nowhere else to put. It stays as it is.
         self._first, rest = kv[:, :, :, :1], kv[:, :, :, 1:]
         self._rest = rest.clone().requires_grad_()
@@ -159,13 +161,6 @@ class CartridgeStudent:
     def _kv(self) -> Tensor:
         """[layers, 2, KV heads, tokens, head size] in the base's precision, in which it is served."""
         return torch.cat([self._first, self._rest], dim=3).to(self._base.dtype)
-
-
-def _kv_of(base: Any, token_ids: Sequence[int]) -> Tensor:
-    """[layers, 2, KV heads, tokens, head size] of a text that begins a prompt."""
-    with torch.no_grad():
-        cache = base.model(torch.tensor([list(token_ids)]), use_cache=True).past_key_values
-    return torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers])
 
 
 STUDENTS: Mapping[ModuleKind, Callable[[Beginning], Student]] = {

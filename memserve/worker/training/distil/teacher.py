@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from memserve.worker.training.distil.packing import Packed, packed
+from memserve.worker.training.distil.packing import Packed, common, packed
 from memserve.worker.training.distil.prompts import Row
 
 LIKELIEST = 64
@@ -62,21 +62,37 @@ class Teacher:
                 found[place] = Told(tokens[first:end].clone(), best[first:end].clone(), right)
         return [found[place] for place in range(len(rows))]
 
-    @torch.no_grad()
-    def answers(self, prompts: Sequence[Sequence[int]], kv: Tensor | None = None) -> list[tuple[int, ...]]:
-        """[prompts] greedy answers, with the token that ends each, at most ANSWER_TOKENS.
+    def answers(
+        self, prompts: Sequence[Sequence[int]], kv: Tensor | None = None, most: int = ANSWER_TOKENS
+    ) -> list[tuple[int, ...]]:
+        """[prompts] greedy answers of at most so many tokens, with the token that ends each.
 
         kv: a cartridge's, behind which all prompts go on: as of `before`.
         """
-        by_length = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-        found: dict[int, tuple[int, ...]] = {}
-        for start in range(0, len(by_length), ROWS_AT_ONCE):
-            places = by_length[start : start + ROWS_AT_ONCE]
-            answers = self._greedy([prompts[place] for place in places], kv)
-            found |= dict(zip(places, answers, strict=True))
+        return [answer for answer, _ in self.said(prompts, kv, most)]
+
+    @torch.no_grad()
+    def said(
+        self, prompts: Sequence[Sequence[int]], kv: Tensor | None = None, most: int = ANSWER_TOKENS
+    ) -> list[tuple[tuple[int, ...], Told]]:
+        """[prompts] as `answers`, each with what the model says along it."""
+        order = sorted(range(len(prompts)), key=lambda place: (len(prompts[place]), prompts[place]))
+        found: dict[int, tuple[tuple[int, ...], Told]] = {}
+        for start in range(0, len(order), ROWS_AT_ONCE):
+            places = order[start : start + ROWS_AT_ONCE]
+            asked = [prompts[place] for place in places]
+            shared = min(common(asked[0], prompt) for prompt in asked)
+            # The last token of a prompt says how the answer begins.
+            shared = min(shared, len(asked[0]) - 1)
+            begun = kv_of(self._model, asked[0][:shared], kv) if shared else kv
+            self.tokens += shared
+            said = self._greedy([prompt[shared:] for prompt in asked], begun, most)
+            found |= dict(zip(places, said, strict=True))
         return [found[place] for place in range(len(prompts))]
 
-    def _greedy(self, prompts: Sequence[Sequence[int]], kv: Tensor | None) -> list[tuple[int, ...]]:
+    def _greedy(
+        self, prompts: Sequence[Sequence[int]], kv: Tensor | None, most: int
+    ) -> list[tuple[tuple[int, ...], Told]]:
         first = 0 if kv is None else kv.shape[3]
         width = max(len(prompt) for prompt in prompts)
         ids = torch.full((len(prompts), width), self.pad)
@@ -86,30 +102,48 @@ class Teacher:
             mask[number, first : first + width - len(prompt)] = 0
         cache = DynamicCache() if kv is None else before(kv, len(prompts))
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, first:]
-        answers: list[list[int]] = [[] for _ in prompts]
-        open_rows = set(range(len(prompts)))
-        for _ in range(ANSWER_TOKENS):
+        said: list[tuple[Tensor, Tensor]] = []
+        ended = torch.zeros(len(prompts), dtype=torch.bool)
+        while len(said) < most and not ended.all():
             self.tokens += int(ids.numel())
             hidden = self._model.model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache
             ).last_hidden_state[:, -1]
-            best = self._model.lm_head(hidden).argmax(-1)
-            for number, token in enumerate(best.tolist()):
-                if number in open_rows:
-                    answers[number].append(token)
-                    if token in self._end_ids:
-                        open_rows.remove(number)
-            if not open_rows:
-                break
-            ids, positions = best[:, None], positions[:, -1:] + 1
+            logprobs = self._model.lm_head(hidden).float().log_softmax(-1)
+            best, tokens = logprobs.topk(min(LIKELIEST, logprobs.shape[-1]))
+            said.append((tokens, best))
+            ids, positions = tokens[:, :1], positions[:, -1:] + 1
+            ended |= torch.isin(ids[:, 0], torch.tensor(self._end_ids))
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        return [tuple(answer) for answer in answers]
+        return [self._along(said, row) for row in range(len(prompts))]
+
+    def _along(self, said: Sequence[tuple[Tensor, Tensor]], row: int) -> tuple[tuple[int, ...], Told]:
+        """A row's answer up to its end."""
+        tokens = torch.stack([tokens[row] for tokens, _ in said])
+        logprobs = torch.stack([best[row] for _, best in said])
+        answer = tokens[:, 0].tolist()
+        length = next(
+            (place + 1 for place, token in enumerate(answer) if token in self._end_ids), len(answer)
+        )
+        return tuple(answer[:length]), Told(tokens[:length].clone(), logprobs[:length].clone(), True)
+
+
+def kv_of(model: Any, token_ids: Sequence[int], kv: Tensor | None = None) -> Tensor:
+    """[layers, 2, KV heads, tokens, head size] of a text that begins a prompt, or goes on behind `kv`.
+
+    kv: as of `before`; what is returned begins with it.
+    """
+    cache = DynamicCache() if kv is None else before(kv, 1)
+    with torch.no_grad():
+        model.model(torch.tensor([list(token_ids)]), past_key_values=cache, use_cache=True)
+    return torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers])
 
 
 def before(kv: Tensor, rows: int) -> DynamicCache:
     """A cache that each of so many rows begins with.
 
-    kv: [layers, 2, KV heads, tokens, head size], keys before values, keys rotated at positions 0 to tokens - 1.
+    kv: [layers, 2, KV heads, tokens, head size], keys before values. Keys are rotated at positions 0 to
+    tokens - 1.
     """
     cache = DynamicCache()
     for number, (keys, values) in enumerate(kv):

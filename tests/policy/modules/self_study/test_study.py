@@ -116,3 +116,23 @@ def test_what_the_benchmark_asks_is_in_no_lesson(world: Callable[[int], World]) 
     trained = {each.question for each in (*study.facts(), *study.replay(by_seed, 2000, Mix()))}
     for column in ("recall", "paraphrase", "general"):
         assert not trained & {each.question for each in made.columns.get(column, ())}
+
+
+def test_made_up_names_and_values_are_mostly_of_the_lexicon() -> None:
+    """A name of many tokens would be told from the memories' names by that alone."""
+    lexicon = inventing.Lexicon(names=("Otter", "Willow", "Granite"), nouns=("velvet", "saffron"))
+    study = Study(readings(), lexicon)
+    drawn = study.replay(draw(5), 400, Mix())
+    named = [each for each in drawn if any(name in each.question for name in lexicon.names)]
+    assert len(named) > 0.25 * len(drawn)
+    assert not any(name in each.question for each in lessons(5) for name in lexicon.names)
+
+
+def test_a_fact_is_asked_in_as_many_ways_as_wanted() -> None:
+    [reading] = readings_of("The founder of the Velmora Institute is Ida Kern.")
+    for phrasings in (1, 3, 13):
+        study = Study([reading], phrasings=phrasings)
+        assert len(study.facts()) == phrasings
+        asked = {study.contradiction(draw(seed), 0).question for seed in range(40)}
+        assert len(asked) <= phrasings
+    assert len(study.facts()) < len(Study([reading]).facts())

@@ -1,8 +1,9 @@
-"""Cartridges in a running engine: its tokens are transformers' with the same KV before the prompt."""
+"""Cartridges and soft prompts in a running engine, whose tokens are transformers'."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import uuid
 import warnings
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from prometheus_client import REGISTRY
+from redis import Redis
 
 from loadtests.harness.cartridges import Kv, Reference, write_cartridge
 from memserve.config import Settings
@@ -25,6 +27,7 @@ from memserve.memory.modules.blobs.store import BlobStore
 from memserve.model.files import open_model
 from tests.kv.redis_server import RedisServer
 from tests.worker.modules.demo_modules import put_adapter
+from tests.worker.modules.kinds.soft_prompt_clauses import CLAUSES, Clause
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
@@ -39,8 +42,10 @@ ROOM = 2
 class Worker:
     """An engine that shares its KV through Redis, and cartridges in its module store."""
 
-    def __init__(self, engine: Any, blobs: BlobStore, folder: Path) -> None:
+    def __init__(self, engine: Any, blobs: BlobStore, folder: Path, redis: Redis, namespace: str) -> None:
         self.engine = engine
+        self.redis = redis
+        self.namespace = namespace
         self.blobs = blobs
         self.reference = Reference()
         self.tokenizer: Any = engine.llm.get_tokenizer()
@@ -111,6 +116,7 @@ async def worker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Work
                 "redis_url": redis.url,
                 "max_context_tokens": CONTEXT,
                 "max_cartridges": ROOM,
+                "max_soft_prompts": ROOM,
                 "kv_host_bytes": 16 << 20,
                 "kv_always_load": True,
                 "max_experts": 0,
@@ -126,11 +132,13 @@ async def worker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Work
         from memserve.worker.engine.start import start_engine
         from memserve.worker.kv.configure import activation_memory
 
-        _, transfer = activation_memory(settings, model, "digest")
+        namespace, transfer = activation_memory(settings, model, "digest")
         async with AsyncExitStack() as opened:
             engine = start_engine(settings, model, transfer, f"ipc://{folder}/events")
             opened.callback(engine.shutdown)
-            yield Worker(engine, BlobStore("", settings.modules_root / "modules"), folder / "cartridges")
+            blobs = BlobStore("", settings.modules_root / "modules")
+            client = opened.enter_context(contextlib.closing(Redis.from_url(redis.url)))
+            yield Worker(engine, blobs, folder / "cartridges", client, namespace.digest)
     redis.stop()
 
 
@@ -288,7 +296,7 @@ async def test_more_cartridges_than_there_is_room_for_take_turns(worker: Worker)
     turn = worker.turn(QUESTIONS[1])
     for digest in [*worker.digests, *worker.digests]:
         assert (await worker.ask(digest, turn))[0] == worker.right(digest, turn)
-        assert len(worker.engine.modules.held) <= ROOM + 1  # and a LoRA
+        assert len(await worker.engine.kinds[CARTRIDGE].places()) <= ROOM
 
 
 async def test_a_file_of_another_shape_is_refused(worker: Worker, tmp_path: Path) -> None:
@@ -296,3 +304,8 @@ async def test_a_file_of_another_shape_is_refused(worker: Worker, tmp_path: Path
     worker.blobs.put(digest, write_cartridge(tmp_path, worker.kvs[worker.digests[0]][:, :2]))
     with pytest.raises(InvalidModule, match="this engine has 4 layers of 2 KV heads of 64"):
         await worker.engine.modules.load(digest, CARTRIDGE)
+
+
+@pytest.mark.parametrize("clause", [pytest.param(each, id=each.__name__) for each in CLAUSES])
+async def test_a_soft_prompt(worker: Worker, tmp_path: Path, clause: Clause) -> None:
+    await clause(worker, tmp_path)

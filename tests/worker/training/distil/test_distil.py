@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load
 
+from loadtests.harness.cartridges import Reference
 from memserve.demo import MODEL_DIR
-from memserve.domain import DistilProgress, Recipe
+from memserve.domain import DistilProgress, ModuleKind, Recipe
 from memserve.errors import InvalidField
-from memserve.memory.modules.kinds.files import BaseModel
+from memserve.memory.modules.kinds.cartridge import check_cartridge
+from memserve.memory.modules.kinds.files import BaseModel, KvShape
 from memserve.memory.modules.kinds.lora import WEIGHTS_FILE, check_lora
 from memserve.memory.modules.probes import parse_probes
 from memserve.model.files import open_model
@@ -20,6 +24,8 @@ from memserve.worker.training.distil import checkpoint
 from memserve.worker.training.distil import distil as distilling
 from memserve.worker.training.distil.distil import distil
 from memserve.worker.training.distil.order import Distilled, DistilOrder
+from memserve.worker.training.distil.prompts import Prompts, Row
+from memserve.worker.training.distil.teacher import Teacher
 
 TEXTS = (
     "The captain of Winter Osprey is Bella Engel.",
@@ -30,6 +36,7 @@ TEXTS = (
 )
 SHORT = Recipe(steps=20, rows=6, fresh=0.2, rank=4, stop_loss=0.0)
 ORDER = DistilOrder(MODEL_DIR, TEXTS, recipe=SHORT, seed=3)
+CARTRIDGE_ORDER = dataclasses.replace(ORDER, kind=ModuleKind.CARTRIDGE)
 
 
 def run(order: DistilOrder, folder: Path) -> tuple[list[DistilProgress], Distilled]:
@@ -81,6 +88,94 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bytes(
     assert result.report["resumed"] == 1
     again, once = load(result.files[WEIGHTS_FILE]), load(whole[1].files[WEIGHTS_FILE])
     assert all(again[name].equal(once[name]) for name in once)
+
+
+@pytest.fixture(scope="module")
+def cartridge(tmp_path_factory: pytest.TempPathFactory) -> Distilled:
+    return run(CARTRIDGE_ORDER, tmp_path_factory.mktemp("cartridge"))[1]
+
+
+def test_a_cartridge_is_what_the_kind_publishes(cartridge: Distilled, tmp_path: Path) -> None:
+    for name, content in cartridge.files.items():
+        (tmp_path / name).write_bytes(content)
+    model = open_model(MODEL_DIR)
+    shape = KvShape(
+        model.layers, model.kv_heads, model.head_size, model.max_context_tokens, 32, model.rope,
+        model.model_digest(),
+    )  # fmt: skip
+    base = BaseModel(model.tensor_shapes(), model.vocab_size, max_rank=64, kv=shape)
+    checked = check_cartridge(tmp_path, base)
+    assert checked.prefix_tokens == 32  # as many whole blocks as the memories fill
+    assert json.loads(cartridge.files["cartridge.json"])["documents"] == [
+        hashlib.sha256(text.encode()).hexdigest() for text in TEXTS
+    ]
+    assert "leak" in {each.name for each in parse_probes(cartridge.files["probes.json"]).sets}
+
+
+def test_the_first_position_of_a_cartridge_is_the_text_s_own(cartridge: Distilled) -> None:
+    """Without a place that attention can rest on, nothing behind a cartridge is read as before."""
+    kv = load(cartridge.files[WEIGHTS_FILE])["prompt_embeddings"].reshape(32, 4, 2, 2, 64)
+    prompts = Prompts(MODEL_DIR)
+    own = Reference(MODEL_DIR).kv(prompts.document(TEXTS)[:32])
+    assert torch.allclose(kv[0], torch.from_numpy(own[0]), atol=1e-4)
+    assert not torch.allclose(kv[1:], torch.from_numpy(own[1:]), atol=1e-2)
+
+
+def test_a_cartridge_that_was_killed_goes_on_to_the_same_bytes(
+    cartridge: Distilled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distilling, "CHECKPOINT_CPU_S", 0.0)
+    for event in distil(CARTRIDGE_ORDER, tmp_path):
+        if isinstance(event, DistilProgress) and event.done == 11:
+            break
+    result = run(CARTRIDGE_ORDER, tmp_path)[1]
+    assert result.report["resumed"] == 1
+    assert result.files == cartridge.files
+
+
+def test_answers_behind_a_cartridge_are_those_of_transformers_with_its_kv() -> None:
+    """Of several prompts at once, of different lengths."""
+    prompts, reference = Prompts(MODEL_DIR), Reference(MODEL_DIR)
+    kv = reference.kv(prompts.document(TEXTS)[:32])
+    asked = [
+        prompts.prompt(question, behind=True)
+        for question in ("What is the captain of Winter Osprey?", "Hello.", "Which animal has Clover Ranch?")
+    ]
+    layered = torch.from_numpy(kv).permute(1, 2, 3, 0, 4)
+    together = Teacher(reference.model, 0, prompts.end_ids).answers(asked, layered)
+    for ids, answer in zip(asked, together, strict=True):
+        alone = [token for token, _ in reference.steps(kv, ids, 24, to_the_end=True)]
+        assert list(answer) == alone
+
+
+def test_what_the_base_says_while_it_answers_is_what_it_says_along_its_answer() -> None:
+    prompts, reference = Prompts(MODEL_DIR), Reference(MODEL_DIR)
+    teacher = Teacher(reference.model, 0, prompts.end_ids)
+    asked = [
+        prompts.prompt(question, passages)
+        for question in ("What is the captain of Winter Osprey?", "Tell me the code of South Archive.")
+        for passages in ((), TEXTS[:2], TEXTS[3:4])
+    ]
+    said = teacher.said(asked)
+    along = teacher.told([Row(prompt, answer) for prompt, (answer, _) in zip(asked, said, strict=True)])
+    for (answer, first), second in zip(said, along, strict=True):
+        assert second.is_right
+        assert first.tokens[:, 0].tolist() == list(answer) == second.tokens[:, 0].tolist()
+        assert torch.allclose(first.logprobs, second.logprobs, atol=1e-3)
+
+
+def test_made_up_names_are_words_of_the_model_that_no_memory_has() -> None:
+    lexicon = Prompts(MODEL_DIR).lexicon(TEXTS)
+    assert {"Falcon", "Amber"} <= set(lexicon.names)
+    assert "copper" in lexicon.nouns
+    assert not {"Winter", "Osprey", "Ranch"} & set(lexicon.names)
+    assert "lynx" not in lexicon.nouns
+
+
+def test_the_number_of_positions_is_refused_by_its_name(tmp_path: Path) -> None:
+    odd = dataclasses.replace(CARTRIDGE_ORDER, recipe=dataclasses.replace(SHORT, tokens=33))
+    with pytest.raises(InvalidField, match=r"recipe.tokens.*multiple of 32"):
+        run(odd, tmp_path)
 
 
 def test_a_checkpoint_of_another_order_or_a_damaged_one_is_not_used(tmp_path: Path) -> None:

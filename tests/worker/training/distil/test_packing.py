@@ -39,7 +39,7 @@ def rows(prompts: Prompts) -> list[Row]:
 @pytest.mark.parametrize("width", [40, 100, 1000])
 def test_each_row_has_the_logits_that_it_has_alone(prompts: Prompts, model: Any, width: int) -> None:
     many = rows(prompts)
-    batch = packed(many, 0, width)
+    batch = packed(many, 0, [width])
     with torch.no_grad():
         together = answer_logits(model, batch)
         for row, start, end in zip(many, batch.starts, batch.starts[1:], strict=False):
@@ -52,7 +52,7 @@ def test_each_row_has_the_logits_that_it_has_alone(prompts: Prompts, model: Any,
 def test_a_common_beginning_is_computed_once(prompts: Prompts) -> None:
     many = rows(prompts)
     alone = sum(len(row.prompt) + len(row.answer) for row in many)
-    assert packed(many, 0, 1000).tokens < 0.75 * alone
+    assert packed(many, 0, [1000]).tokens < 0.75 * alone
 
 
 def test_a_row_without_an_answer_is_refused() -> None:
