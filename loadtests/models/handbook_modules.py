@@ -124,13 +124,12 @@ def write(module: Distilled, order: DistilOrder, folder: Path, *, strength: floa
 
 def weakened(weights: bytes, strength: float) -> bytes:
     """A LoRA's tensors, with its change of the base multiplied."""
-    tensors = load(weights)
-    return save(
-        {
-            name: (tensor.float() * strength).to(tensor.dtype) if ".lora_B." in name else tensor
-            for name, tensor in tensors.items()
-        }
-    )
+    tensors = {
+        name: (tensor.float() * strength).to(tensor.dtype) if ".lora_B." in name else tensor
+        for name, tensor in load(weights).items()
+    }
+    content: bytes = save(tensors)
+    return content
 
 
 def short(probes: Probes) -> Probes:

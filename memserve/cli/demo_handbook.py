@@ -77,6 +77,7 @@ def _gates(figures: Figures) -> list[RenderableType]:
         _heading("2  Modules"),
         "memserve has distilled the handbook: the files come with it, and the training is not repeated here. "
         f"Three versions at the gate took {figures['seconds']:.0f} s.",
+        "The gate asks few questions here, and its bars are wide: one question of eight is twelve points.",
         table,
         line(f"The careless one was distilled almost without replay: {figures[CARELESS]['refusal']}"),
     ]

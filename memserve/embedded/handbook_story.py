@@ -22,7 +22,7 @@ Told = Callable[[str, dict[str, Any]], None]
 RECALL_AT_LEAST = 0.75
 GUESSED_AT_MOST = 0.1
 """What a question without the text may be answered right by chance."""
-TAUGHT_AT_LEAST = 0.6
+TAUGHT_AT_LEAST = 0.5
 """In phrasings that no self-study has."""
 SHARED_AT_LEAST = 0.95
 TTFT_OF_COLD_AT_MOST = 0.5

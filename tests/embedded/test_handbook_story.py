@@ -20,8 +20,8 @@ def test_a_run_as_it_should_be_misses_nothing() -> None:
     [
         ({"recall": {"with": {"right": 12}}}, "recall: 12 of 24 right, 75% wanted"),
         ({"recall": {"without": {"right": 5}}}, "without the handbook 5 of 24 are right"),
-        ({"modules": {LORA: {"right": 3}}}, "handbook: 3 of 24 right, 60% wanted"),
-        ({"modules": {CARTRIDGE: {"right": 0}}}, "handbook-cartridge: 0 of 24 right, 60% wanted"),
+        ({"modules": {LORA: {"right": 3}}}, "handbook: 3 of 24 right, 50% wanted"),
+        ({"modules": {CARTRIDGE: {"right": 0}}}, "handbook-cartridge: 0 of 24 right, 50% wanted"),
         ({"gates": {LORA: {"refusal": "leak 0.9"}}}, "handbook is refused: leak 0.9"),
         ({"gates": {CARELESS: {"refusal": ""}}}, "the careless version passed the gate"),
         ({"composed": {"same_after": False}}, "the answer after the rollback is another one than before"),
