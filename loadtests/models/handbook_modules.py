@@ -50,7 +50,7 @@ ASKED = {
     ProbeKind.OVERRIDE: 8,
     ProbeKind.LEAK: 8,
 }
-WIDE = Thresholds(recall=0.75, forgetting=0.2, abstention=0.3, override=0.65, calibration=0.2, leak=0.3)
+WIDE = Thresholds(recall=0.65, forgetting=0.3, abstention=0.3, override=0.6, calibration=0.2, leak=0.3)
 """One question of eight is twelve points."""
 
 
