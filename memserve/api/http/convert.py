@@ -197,6 +197,7 @@ def receipt(route: Route, usage: Usage) -> dict[str, Any]:
     return whole | {
         "cached_tokens": asdict(usage.cached),
         "stored_tokens": usage.stored_tokens,
+        "rungs": [asdict(rung) for rung in usage.rungs],
         "ttft_ms": usage.ttft_ms,
         "tpot_ms": usage.tpot_ms,
         "slo_met": usage.slo_met,
