@@ -69,7 +69,8 @@ def main() -> int:
     arguments = options.parse_args()
     facts = shipped_facts() if arguments.quick else distilled_facts(arguments.seed)
     story = Story()
-    with running_stack(workers=arguments.workers) as stack, Client(stack.address, timeout_s=TIMEOUT_S) as client:
+    running = running_stack(workers=arguments.workers)
+    with running as stack, Client(stack.address, timeout_s=TIMEOUT_S) as client:
         tell(stack, client, facts, story, arguments.seed if not arguments.quick else None)
     show(story)
     erased = story.erased
