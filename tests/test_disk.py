@@ -50,6 +50,8 @@ READS = {
     "ReadVersion",
     "ListAliasHistory",
     "ListAuditEvents",
+    "ListConsolidations",
+    "ListDistillations",
     "WatchModules",
 }
 

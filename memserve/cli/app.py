@@ -19,6 +19,7 @@ from memserve.cli.audit import audit_app
 from memserve.cli.backup import backup, restore
 from memserve.cli.bench import bench
 from memserve.cli.certs import certs_app
+from memserve.cli.consolidating import consolidating_app
 from memserve.cli.cube import cube_app
 from memserve.cli.demo import demo
 from memserve.cli.explain import explain
@@ -92,6 +93,7 @@ for _command in (
 ):
     app.command()(_command)
 memories_app.add_typer(memory_sets_app)
+memories_app.add_typer(consolidating_app)
 app.add_typer(memories_app, name="memories")
 app.add_typer(modules_app, name="modules")
 app.add_typer(ladder_app, name="ladder")

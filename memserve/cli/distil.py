@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
+from rich.table import Table
 
-from memserve.cli.module_tables import version_text
+from memserve.cli.module_tables import version_text, when
 from memserve.cli.modules import LONG_S, Name, kind_named, modules_app
 from memserve.cli.options import Call, gateway_command
 from memserve.cli.terminal import err, line, progress_bar
-from memserve.domain import DEFAULT_RECIPE, DistilChoice, DistilPlan, DistilProgress, Recipe
+from memserve.domain import (
+    DEFAULT_RECIPE,
+    DistilChoice,
+    DistillationJob,
+    DistilPlan,
+    DistilProgress,
+    Recipe,
+)
 from memserve.errors import StartupError
 
 _GIVEN = {each.name: each.type for each in fields(Recipe)}
@@ -62,6 +71,12 @@ class TrainingOptions:
         typer.Option(help=f"NAME=NUMBER, of {', '.join(_GIVEN)}; may be repeated."),
     ] = None
     notes: Annotated[str, typer.Option(help="Kept with the version.")] = ""
+    from_reference: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="NAME@NUMBER", help="A LoRA to train on; what it was made of is asked again."
+        ),
+    ] = ""
 
     def chosen_recipe(self) -> Recipe:
         """Raises StartupError."""
@@ -87,10 +102,11 @@ def distil(
     dry_run: Annotated[bool, typer.Option(help="Only show what would be trained on.")] = False,
     stop: Annotated[bool, typer.Option(help="Stop the distillation of this module.")] = False,
 ) -> None:
-    """Distil memories into a candidate version, with its gate report. Nothing is promoted.
+    """Distil memories into a candidate version, with its gate report.
 
-    The job goes on when this command ends. The same command then watches it, or
-    goes on from its checkpoint.
+    It is promoted only where the setting promote_distilled names the tenant.
+    The job goes on when this command ends, and after a restart. The same command
+    watches it; `memserve modules distillations` lists all.
 
     Example: `memserve modules distil handbook --namespace town --dry-run`
     """
@@ -119,6 +135,7 @@ def distil(
             budget_s=options.budget_s,
             seed=options.seed,
             notes=options.notes,
+            from_reference=options.from_reference,
             progress=tell,
         )
     if version is None:
@@ -126,6 +143,38 @@ def distil(
         call.show(ended, text=line(f"{name}: the distillation was stopped"))
         return
     call.show(version, text=version_text(version))
+
+
+@modules_app.command("distillations")
+@gateway_command(timeout_s=30)
+def distillations(call: Call) -> None:
+    """List the distillations: under way, and ended in the last seven days.
+
+    The newest of each module is shown, with why it failed or was stopped.
+    """
+    jobs = call.client.modules.distillations()
+    call.show({"distillations": [asdict(job) for job in jobs]}, text=distillations_table(jobs))
+
+
+def distillations_table(jobs: Sequence[DistillationJob]) -> Table:
+    table = Table("module", "state", "stage", "done", "CPU s", "begun", "by", "version", "")
+    for job in jobs:
+        version = f"{job.module}@{job.version}" if job.version else ""
+        if job.passed is not None:
+            version += ", passed" if job.passed else ", refused by the gate"
+        told = f"promoted to {job.promoted_to}" if job.promoted_to else job.reason
+        table.add_row(
+            job.module,
+            job.state,
+            job.progress.stage,
+            f"{job.progress.done}/{job.progress.total}",
+            f"{job.progress.cpu_s:.0f}",
+            when(job.begun_s),
+            job.principal,
+            version,
+            told,
+        )
+    return table
 
 
 def plan_lines(plan: DistilPlan) -> list[RenderableType]:

@@ -230,6 +230,10 @@ class DistillationRequest:
     """Processor seconds. 0: what suits the model's size."""
     recall_template: str = ""
     """The source of the template that puts passages into prompts."""
+    parent_digest: str = ""
+    """The LoRA that is trained on. Empty: a new one."""
+    old_texts: tuple[str, ...] = ()
+    """Of the memories that the parent was made of."""
     memory_keys: tuple[str, ...] = ()
     """Names of the memories, which say nothing of their texts."""
 

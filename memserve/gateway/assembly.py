@@ -11,12 +11,11 @@ from pathlib import Path
 from memserve import credentials
 from memserve.config import Settings
 from memserve.disk import DiskWatch
-from memserve.errors import (
-    StartupError,
-)
+from memserve.errors import StartupError
 from memserve.gateway.access.callers import Access, Inflight
 from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.answer_explanations import AnswerExplanations
+from memserve.gateway.consolidation import Consolidations
 from memserve.gateway.decisions import Decisions
 from memserve.gateway.documents import DocumentKeeper
 from memserve.gateway.erasure import OutsideTheStore
@@ -36,6 +35,7 @@ from memserve.gateway.modules.canary import CanaryWatch
 from memserve.gateway.modules.chosen_memories import ChosenMemories
 from memserve.gateway.modules.composition import ModuleComposition
 from memserve.gateway.modules.deletion import ModuleDeletion
+from memserve.gateway.modules.distil_work import DistilWork
 from memserve.gateway.modules.distillation import ModuleDistillation
 from memserve.gateway.modules.gate import Gate
 from memserve.gateway.modules.gatekeeper import Gatekeeper
@@ -152,6 +152,7 @@ class GatewayServices:
     deletion: ModuleDeletion
     composition: ModuleComposition
     distillation: ModuleDistillation
+    consolidations: Consolidations
     canaries: CanaryWatch
     warm_pinned: WarmPinned
     ladder: LadderController
@@ -239,9 +240,9 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     trial = ModuleTrial(pool)
     gatekeeper = Gatekeeper(memory, trial, _gate(parts))
     placement = ModulePlacement(pool, memory.store)
-    uses = VersionUses(parts.uses, pool, parts.gateways)
-    deletion = ModuleDeletion(memory, parts.activation, placement, uses, parts.background)
-    distillation = _distillation(parts, trial, gatekeeper)
+    lifecycle = ModuleLifecycle(memory, gatekeeper, placement, parts.background)
+    deletion = _deletion(parts, placement)
+    distillation = _distillation(parts, access, gatekeeper, lifecycle, deletion)
     lineage, erasures = erasing_of(_reached(parts), access, deletion, distillation, taught, warm_pinned)
     remembering = _remembering(parts, scoring, erasures)
     hands = LadderHands(memory, placement, distillation, parts.background)
@@ -256,14 +257,13 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         trial=trial,
         gatekeeper=gatekeeper,
         placement=placement,
-        lifecycle=ModuleLifecycle(memory, gatekeeper, placement, parts.background),
+        lifecycle=lifecycle,
         deletion=deletion,
         composition=ModuleComposition(memory, pool, trial),
         distillation=distillation,
         ladder=_ladder(parts, pinned, warm_pinned, hands, access),
-        canaries=CanaryWatch(
-            memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
-        ),
+        canaries=_canaries(parts, access, gatekeeper),
+        consolidations=Consolidations(parts.texts, memory.store, _gate(parts), parts.tokenizing),
         explanations=_explanations(parts, scoring),
         scoring=scoring,
         lineage=lineage,
@@ -318,6 +318,11 @@ def _reached(parts: GatewayParts) -> Reached:
     )
 
 
+def _canaries(parts: GatewayParts, access: Access, gatekeeper: Gatekeeper) -> CanaryWatch:
+    interval_s = parts.settings.canary_interval_s
+    return CanaryWatch(parts.modules, gatekeeper, parts.outcomes, access, parts.metrics, interval_s)
+
+
 def _warm_pinned(parts: GatewayParts, pinned: Pinned, prefixes: Prefixes, access: Access) -> WarmPinned:
     enabled = parts.settings.warm_pinned
     return WarmPinned(
@@ -325,44 +330,41 @@ def _warm_pinned(parts: GatewayParts, pinned: Pinned, prefixes: Prefixes, access
     )
 
 
-def _distillation(parts: GatewayParts, trial: ModuleTrial, gatekeeper: Gatekeeper) -> ModuleDistillation:
-    memories = ChosenMemories(parts.texts, parts.tokenizing)
-    return ModuleDistillation(
+def _deletion(parts: GatewayParts, placement: ModulePlacement) -> ModuleDeletion:
+    uses = VersionUses(parts.uses, parts.pool, parts.gateways)
+    return ModuleDeletion(parts.modules, parts.activation, placement, uses, parts.background)
+
+
+def _distillation(
+    parts: GatewayParts,
+    access: Access,
+    gatekeeper: Gatekeeper,
+    lifecycle: ModuleLifecycle,
+    deletion: ModuleDeletion,
+) -> ModuleDistillation:
+    work = DistilWork(
         parts.modules,
-        memories,
+        ChosenMemories(parts.texts, parts.tokenizing),
         parts.pool,
-        trial,
+        ModuleTrial(parts.pool),
         gatekeeper,
+        lifecycle,
         parts.layout,
-        parts.background,
+        parts.settings.promotes_distilled,
         parts.erasures,
     )
+    return ModuleDistillation(parts.modules, work, deletion, access.named, parts.background, parts.metrics)
 
 
 def _ladder(
     parts: GatewayParts, pinned: Pinned, warm_pinned: WarmPinned, hands: LadderHands, access: Access
 ) -> LadderController:
+    texts, store, settings = parts.texts, parts.modules.store, parts.settings
     standings = Standings(
-        parts.texts,
-        parts.ledger,
-        pinned,
-        warm_pinned,
-        parts.modules.store,
-        parts.pool,
-        parts.model,
-        parts.settings.recall_limit,
+        texts, parts.ledger, pinned, warm_pinned, store, parts.pool, parts.model, settings.recall_limit
     )
-    return LadderController(
-        order_of(parts.settings),
-        parts.ladder,
-        standings,
-        hands,
-        parts.texts,
-        parts.modules.store,
-        warm_pinned,
-        access,
-        parts.metrics,
-    )
+    order, records, metrics = order_of(settings), parts.ladder, parts.metrics
+    return LadderController(order, records, standings, hands, texts, store, warm_pinned, access, metrics)
 
 
 def _explanations(parts: GatewayParts, scoring: Scoring) -> AnswerExplanations:

@@ -35,6 +35,7 @@ GATEWAY_LOOPS = (
     "canaries",
     "certificates",
     "discovery",
+    "distillations",
     "embedder",
     "erasures",
     "gateways",

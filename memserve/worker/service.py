@@ -36,7 +36,7 @@ from memserve.worker.engine.trial import try_module
 from memserve.worker.kv.block_log import BlockEvent, BlockLog, Change
 from memserve.worker.pace import AnswerPace
 from memserve.worker.phases import Phases
-from memserve.worker.training.parents import Parent
+from memserve.worker.training.parent import Parent
 from memserve.worker.training.ray_task import compose_in_ray
 from memserve.worker.training_calls import TrainingPlace, Trainings, composing
 from memserve.worker.waiting_room import EngineRoom
@@ -173,7 +173,8 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
     async def DistilModule(
         self, request: pb.DistilModuleRequest, context: Context
     ) -> AsyncIterator[pb.DistilModuleResponse]:
-        async with refusals(context), contextlib.aclosing(self._trainings.distil(request)) as responses:
+        events = self._trainings.distil(request, self._engine.modules.files)
+        async with refusals(context), contextlib.aclosing(events) as responses:
             async for response in responses:
                 yield response
 

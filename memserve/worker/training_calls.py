@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from memserve.worker.training.compose import Composed, Progress
 from memserve.worker.training.distil.kept import KeptTrainings
 from memserve.worker.training.distil.order import Distilled, DistilOrder
 from memserve.worker.training.distil.ray_task import distil_in_ray
+from memserve.worker.training.parent import Parent
 
 FILE_CHUNK_BYTES = 1 << 20
 DISTILLED_KINDS = ("lora", "cartridge")
@@ -51,8 +52,12 @@ class Trainings:
         self._under_way = asyncio.Lock()
         self._kept = KeptTrainings(place.checkpoints)
 
-    async def distil(self, request: pb.DistilModuleRequest) -> AsyncGenerator[pb.DistilModuleResponse, None]:
-        """Raises InvalidModule for what cannot be distilled, Distilling, DistilTaskLost, and ValueError for a
+    async def distil(
+        self, request: pb.DistilModuleRequest, files: Callable[[str], Awaitable[Path]]
+    ) -> AsyncGenerator[pb.DistilModuleResponse, None]:
+        """files: the folder of a module, by its digest.
+
+        Raises InvalidModule for what cannot be distilled, Distilling, DistilTaskLost, and ValueError for a
         kind that nobody knows.
         """
         kind = kind_of_name(request.kind)
@@ -60,6 +65,11 @@ class Trainings:
             raise InvalidModule("kind", f"{kind} cannot be distilled; {', '.join(DISTILLED_KINDS)} can")
         if self._under_way.locked():
             raise Distilling
+        digest = request.parent_digest
+        if digest and kind != "lora":
+            raise InvalidModule("parent_digest", "only a LoRA is trained on")
+        if request.old_texts:
+            _check_old(request)
         order = DistilOrder(
             model=self._place.model,
             texts=tuple(request.texts),
@@ -71,6 +81,8 @@ class Trainings:
             recall_template=request.recall_template,
             base_digest=self._place.model_digest,
             block_tokens=self._place.block_tokens,
+            parent=Parent(digest, await files(digest)) if digest else None,
+            old_texts=tuple(request.old_texts),
         )
         async with self._under_way:
             # Entered before the task begins, and left after it has ended, whose folder then may go.
@@ -125,6 +137,7 @@ def _recipe(request: pb.DistilModuleRequest) -> Recipe:
         least_teacher=value.least_teacher,
         phrasings=value.phrasings,
         tokens=value.tokens,
+        old_share=value.old_share,
     )
     try:
         check_recipe(recipe)
@@ -133,6 +146,16 @@ def _recipe(request: pb.DistilModuleRequest) -> Recipe:
     except InvalidField as error:
         raise InvalidModule(error.field, error.rule) from None
     return recipe
+
+
+def _check_old(request: pb.DistilModuleRequest) -> None:
+    """Raises InvalidModule."""
+    if not request.parent_digest:
+        raise InvalidModule("old_texts", "are asked again where a parent is trained on; name it")
+    try:
+        check_texts(request.old_texts)
+    except InvalidField as error:
+        raise InvalidModule(error.field, error.rule) from None
 
 
 def _progress(value: DistilProgress) -> pb.DistilProgress:

@@ -42,6 +42,8 @@ from tests.client.examples import (
     FIT_PB,
     HIT,
     HIT_PB,
+    JOB,
+    JOB_PB,
     LADDER,
     LADDER_PB,
     MEMORY,
@@ -264,8 +266,10 @@ CASES = [
     ),
     Case(
         "modules.distil", ("handbook", CHOICE),
-        {"budget_s": 60.0, "seed": 3, "notes": "n"},
-        module_pb2.DistilModuleRequest(**CHOICE_PB, recipe=RECIPE_PB, budget_s=60.0, seed=3, notes="n"),
+        {"budget_s": 60.0, "seed": 3, "notes": "n", "from_reference": "handbook@6"},
+        module_pb2.DistilModuleRequest(
+            **CHOICE_PB, recipe=RECIPE_PB, budget_s=60.0, seed=3, notes="n", from_reference="handbook@6",
+        ),
         [
             module_pb2.DistilModuleResponse(plan=module_pb2.DistilPlan(memories=4)),
             module_pb2.DistilModuleResponse(progress=module_pb2.DistilProgress(stage="training", done=1)),
@@ -277,6 +281,10 @@ CASES = [
         "modules.plan_distil", ("handbook", CHOICE), {"seed": 3},
         module_pb2.DistilModuleRequest(**CHOICE_PB, recipe=RECIPE_PB, seed=3, dry_run=True),
         [module_pb2.DistilModuleResponse(plan=PLAN_PB)], PLAN,
+    ),
+    Case(
+        "modules.distillations", (), {}, module_pb2.ListDistillationsRequest(),
+        [module_pb2.ListDistillationsResponse(distillations=[JOB_PB])], [JOB],
     ),
     Case(
         "modules.stop_distil", ("handbook",), {},

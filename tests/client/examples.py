@@ -10,7 +10,10 @@ from memserve.client import (
     AuditEvent,
     CachedTokens,
     DistilChoice,
+    DistillationJob,
+    DistillationState,
     DistilPlan,
+    DistilProgress,
     ExcludedWorker,
     Explanation,
     Finding,
@@ -336,7 +339,17 @@ CHOICE_PB = {
     "document_ids": ["d"],
     "memories": [module_pb2.DistilMemory(namespace="town", memory_id="m")],
 }
-RECIPE_PB = module_pb2.DistilRecipe(rank=16, stop_loss=0.02, least_teacher=0.2)
+RECIPE_PB = module_pb2.DistilRecipe(rank=16, stop_loss=0.02, least_teacher=0.2, old_share=0.35)
+JOB = DistillationJob(
+    "job", "handbook", ModuleKind.LORA, DistillationState.DONE, "alice", 1.0, 2.0,
+    DistilProgress("gate", 3, 4, 5.0, 6, 0.5), 1, 7, True, "live", "why", "handbook@6",
+)  # fmt: skip
+JOB_PB = module_pb2.Distillation(
+    job_id="job", module="handbook", kind=module_pb2.MODULE_KIND_LORA,
+    state=module_pb2.DISTILLATION_STATE_DONE, principal="alice", begun_s=1.0, ended_s=2.0,
+    progress=module_pb2.DistilProgress(stage="gate", done=3, total=4, cpu_s=5.0, tokens=6, median_loss=0.5),
+    taken_up=1, version=7, passed=True, promoted_to="live", reason="why", from_reference="handbook@6",
+)  # fmt: skip
 PLAN = DistilPlan(4, 5, 60, (MemoryLeftOut("town", "m", "is forgotten"),), ("Who? Ida.",), 7)
 PLAN_PB = module_pb2.DistilPlan(
     memories=4,

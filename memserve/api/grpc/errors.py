@@ -24,6 +24,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.ModuleNotLive: grpc.StatusCode.FAILED_PRECONDITION,
     errors.AliasConflict: grpc.StatusCode.ABORTED,
     errors.OtherBase: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.DistillationFailed: grpc.StatusCode.FAILED_PRECONDITION,
     errors.NothingToRollBack: grpc.StatusCode.FAILED_PRECONDITION,
     errors.VersionInUse: grpc.StatusCode.FAILED_PRECONDITION,
     errors.GateRefused: grpc.StatusCode.FAILED_PRECONDITION,

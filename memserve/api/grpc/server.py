@@ -28,6 +28,7 @@ from memserve.gateway.assembly import GatewayParts, GatewayServices, services_of
 from memserve.gateway.erasures.erasures import LOOK_S as ERASURES_LOOK_S
 from memserve.gateway.ladder.controller import LOOK_S as LADDER_LOOK_S
 from memserve.gateway.modules.canary import LOOK_S as CANARY_LOOK_S
+from memserve.gateway.modules.distillation import LOOK_S as DISTILLATIONS_LOOK_S
 from memserve.gateway.steps.route import backlog_s
 from memserve.gateway.workers.pacing import LOOK_S as PACING_LOOK_S
 from memserve.gateway.workers.pacing import Pacing
@@ -93,7 +94,8 @@ async def served(
     port = front.services
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(edge, services), port)
     memory_pb2_grpc.add_MemoryServiceServicer_to_server(
-        MemoryService(edge, parts.texts, services.remembering, services.reindexer), port
+        MemoryService(edge, parts.texts, services.remembering, services.reindexer, services.consolidations),
+        port,
     )
     activation_pb2_grpc.add_ActivationServiceServicer_to_server(
         ActivationService(edge, services.prefixes, parts.activation, parts.inflight), port
@@ -112,6 +114,9 @@ async def served(
         asyncio.create_task(repeat("pressure", parts.pressure.look, 0.0, failed)),
         asyncio.create_task(repeat("pacing", Pacing(parts.pool, parts.pressure).tell, PACING_LOOK_S, failed)),
         asyncio.create_task(repeat("canaries", services.canaries.look, CANARY_LOOK_S, failed)),
+        asyncio.create_task(
+            repeat("distillations", services.distillation.look, DISTILLATIONS_LOOK_S, failed)
+        ),
         asyncio.create_task(repeat("gateways", parts.gateways.listen, GATEWAYS_RETRY_S, failed)),
         asyncio.create_task(repeat("answers", parts.answers.write, 0.0, failed)),
         asyncio.create_task(repeat("uses", parts.ledger.write, 0.0, failed)),

@@ -27,6 +27,7 @@ STATUS: dict[type[errors.MemserveError], HTTPStatus] = {
     errors.ModuleNotLive: HTTPStatus.CONFLICT,
     errors.AliasConflict: HTTPStatus.CONFLICT,
     errors.OtherBase: HTTPStatus.CONFLICT,
+    errors.DistillationFailed: HTTPStatus.CONFLICT,
     errors.NothingToRollBack: HTTPStatus.CONFLICT,
     errors.VersionInUse: HTTPStatus.CONFLICT,
     errors.GateRefused: HTTPStatus.CONFLICT,

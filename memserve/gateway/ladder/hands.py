@@ -6,12 +6,12 @@ import logging
 import time
 from contextlib import aclosing
 
-from memserve.domain import DistilChoice, ModuleVersion, Tenant
+from memserve.domain import DistilChoice, Distillation, ModuleVersion, Tenant
 from memserve.domain.ladder import WEIGHTS, LadderDecision, Rung
 from memserve.errors import MemserveError, NoWorker
 from memserve.gateway.ladder.record import LadderRecord
 from memserve.gateway.ladder.standing import LadderModule, Standing
-from memserve.gateway.modules.distillation import Distillation, ModuleDistillation
+from memserve.gateway.modules.distillation import ModuleDistillation
 from memserve.gateway.modules.placement import SWAP_TIMEOUT_S, ModulePlacement
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.modules.registry.aliases import AliasRef, Change

@@ -196,6 +196,8 @@ class GrpcCalls:
             seed=request.seed,
             budget_s=request.budget_s,
             recall_template=request.recall_template,
+            parent_digest=request.parent_digest,
+            old_texts=request.old_texts,
             memory_keys=request.memory_keys,
         )
         async with self._calling() as channel:

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 
 from memserve.client import AsyncClient, CallFailed, ErasureState
-from memserve.domain import Link, LinkKind, ModuleVersion, Sampling, TrafficShare
+from memserve.domain import DistillationState, Link, LinkKind, ModuleVersion, Sampling, TrafficShare
 from memserve.gateway.erasures import erasures as erasures_module
 from memserve.kv.ledger.records import Owner
 from memserve.memory.erasures.store import KeptErasures
@@ -261,7 +261,9 @@ async def test_a_distillation_that_reads_it_is_stopped_and_its_result_never_publ
     assert len(request.memory_keys) == 5
     erased = await client.lineage.erase("town", "m0")
     assert {place.place: place.removed for place in erased.places}["jobs"] == 1
-    assert await job is None
+    assert "erased while it was distilled" in str(await failure_of(job))
+    [ended] = await client.modules.distillations()
+    assert (ended.state, ended.version) == (DistillationState.FAILED, 0)
     assert (await failure_of(client.modules.get("handbook"))).code is grpc.StatusCode.NOT_FOUND
     assert await KeptErasures.erased_since(
         gateway.parts.erasures, "default", list(request.memory_keys), erased.at_s

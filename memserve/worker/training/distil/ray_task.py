@@ -95,6 +95,7 @@ async def _task(order: DistilOrder, folder: Path) -> AsyncGenerator[DistilProgre
         async for step in steps:
             event = await step
             if isinstance(event, _Refusal):
+                shutil.rmtree(folder, ignore_errors=True)
                 raise InvalidModule(event.field, event.rule)
             yield event
     finally:
