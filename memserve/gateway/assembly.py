@@ -240,9 +240,8 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     trial = ModuleTrial(pool)
     gatekeeper = Gatekeeper(memory, trial, _gate(parts))
     placement = ModulePlacement(pool, memory.store)
-    uses = VersionUses(parts.uses, pool, parts.gateways)
-    deletion = ModuleDeletion(memory, parts.activation, placement, uses, parts.background)
     lifecycle = ModuleLifecycle(memory, gatekeeper, placement, parts.background)
+    deletion = _deletion(parts, placement)
     distillation = _distillation(parts, access, gatekeeper, lifecycle, deletion)
     lineage, erasures = erasing_of(_reached(parts), access, deletion, distillation, taught, warm_pinned)
     remembering = _remembering(parts, scoring, erasures)
@@ -329,6 +328,11 @@ def _warm_pinned(parts: GatewayParts, pinned: Pinned, prefixes: Prefixes, access
     return WarmPinned(
         pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics, access, enabled=enabled
     )
+
+
+def _deletion(parts: GatewayParts, placement: ModulePlacement) -> ModuleDeletion:
+    uses = VersionUses(parts.uses, parts.pool, parts.gateways)
+    return ModuleDeletion(parts.modules, parts.activation, placement, uses, parts.background)
 
 
 def _distillation(

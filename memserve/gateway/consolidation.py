@@ -40,14 +40,15 @@ from memserve.memory.modules.registry.consolidations import ConsolidationRecords
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.requests import ListQuery
 from memserve.policy import consolidation as policy
-from memserve.policy.consolidation import MOST_MEMORIES, Question
+from memserve.policy.consolidation import MOST_MEMORIES, OF_OTHERS, Question
 from memserve.policy.modules.gate import Match, Probe, right
 from memserve.turns import FairThreads
 
 log = logging.getLogger("memserve.gateway.consolidation")
 
 PAGE = 256
-MOST_QUESTIONS = 96
+MOST_QUESTIONS, MOST_OTHERS = 192, 64
+"""Over the sources, and over memories that stay as they are."""
 RECALLED = 6
 """Memories that a question gets."""
 SEARCH_S = 10.0
@@ -103,6 +104,12 @@ class _Compared:
     found: tuple[bool, bool]
     right: tuple[bool, bool] | None
     """None: the served model was not asked."""
+    new: frozenset[str] = frozenset()
+    """Ids of the summaries that the question gets after."""
+
+    @property
+    def is_lost(self) -> bool:
+        return (True, False) in (self.found, self.right)
 
 
 class Consolidations:
@@ -161,6 +168,7 @@ class Consolidations:
         for round_ in range(ROUNDS):
             compared: list[_Compared] = []
             asked = policy.questions(trial.plan.merges, trial.memories, MOST_QUESTIONS)
+            asked += policy.questions_of_others(trial.plan.merges, trial.memories, MOST_OTHERS)
             for question in asked:
                 compared.append(await self._compared(tenant, trial, question))
                 yield Step(len(compared), len(asked))
@@ -300,7 +308,9 @@ class Consolidations:
         found = [any(question.value.casefold() in text.casefold() for text in each) for each in passages]
         answered = [await self._answered(tenant, trial, question, each) for each in passages]
         both = None if None in answered else (bool(answered[0]), bool(answered[1]))
-        return _Compared(question, (found[0], found[1]), both)
+        made = {memory.memory_id for memory, _ in instead}
+        new = frozenset(hit.memory.memory_id for hit in after.hits if hit.memory.memory_id in made)
+        return _Compared(question, (found[0], found[1]), both, new)
 
     async def _answered(
         self, tenant: Tenant, trial: _Trial, question: Question, passages: tuple[str, ...]
@@ -332,6 +342,7 @@ def _candidate(merge: Merge, memories: Mapping[str, Memory]) -> Memory:
 def _losing(merges: Sequence[Merge], compared: Sequence[_Compared], *, is_asked: bool) -> dict[int, str]:
     """Merges that lose something, by their places, and what. is_asked: whether the served model is there."""
     dropped: dict[int, str] = {}
+    others = [each for each in compared if each.question.merge == OF_OTHERS]
     for place, merge in enumerate(merges):
         own = [each for each in compared if each.question.merge == place]
         found = [sum(each.found[side] for each in own) for side in (0, 1)]
@@ -343,6 +354,8 @@ def _losing(merges: Sequence[Merge], compared: Sequence[_Compared], *, is_asked:
             dropped[place] = f"the served model gives {answered[1]} of {answered[0]} right answers with it"
         elif own and not asked and is_asked:
             dropped[place] = "the budget ended before the served model was asked"
+        elif any(each.is_lost and merge.memory_id in each.new for each in others):
+            dropped[place] = "another memory's question loses its answer beside it"
         elif not own and merge.kind is MergeKind.SUMMARY:
             dropped[place] = "no question could be asked for it"
     return dropped

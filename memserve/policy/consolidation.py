@@ -279,6 +279,9 @@ def _that_fit(merges: Sequence[Merge]) -> Iterator[Merge]:
         yield merge
 
 
+OF_OTHERS = -1
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is asked before and after."""
@@ -287,11 +290,11 @@ class Question:
     value: str
     """A right answer contains it."""
     merge: int
-    """The place of the merge whose sources state it."""
+    """The place of the merge whose sources state it. OF_OTHERS: memories that stay as they are state it."""
 
 
 def questions(merges: Sequence[Merge], memories: Mapping[str, Memory], most: int) -> list[Question]:
-    """Questions over what the sources state, each fact once, as many of each merge as of the others.
+    """Questions over what the sources state, in each held-out phrasing: first each fact in one.
 
     memories: the sources, and those that stay, by id.
     """
@@ -302,14 +305,28 @@ def questions(merges: Sequence[Merge], memories: Mapping[str, Memory], most: int
         for memory_id in ids:
             for reading in readings_of(memories[memory_id].text):
                 readings.setdefault(reading.key, reading)
-        by_merge.append(
-            [
-                Question(wording.questions(reading, held_out=True)[0], reading.value, place)
-                for reading in readings.values()
-            ]
-        )
+        by_merge.append(_asked(list(readings.values()), place))
     in_turn = itertools.chain.from_iterable(itertools.zip_longest(*by_merge))
     return [question for question in in_turn if question is not None][:most]
+
+
+def questions_of_others(merges: Sequence[Merge], memories: Mapping[str, Memory], most: int) -> list[Question]:
+    """Questions over the memories that stay as they are: what is found beside them changes too."""
+    merged = {source.memory_id for merge in merges for source in merge.sources}
+    merged |= {merge.memory_id for merge in merges}
+    others = [memory for memory_id, memory in memories.items() if memory_id not in merged]
+    return _asked([fact for memory in others if (fact := _fact_of(memory.text))], OF_OTHERS)[:most]
+
+
+def _asked(readings: Sequence[Reading], merge: int) -> list[Question]:
+    """Each in one phrasing, then each in the next one."""
+    phrased = [wording.questions(reading, held_out=True) for reading in readings]
+    return [
+        Question(each[number], reading.value, merge)
+        for number in range(max(map(len, phrased), default=0))
+        for each, reading in zip(phrased, readings, strict=True)
+        if number < len(each)
+    ]
 
 
 def without(

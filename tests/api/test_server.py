@@ -81,7 +81,7 @@ async def test_the_port_is_open_before_what_stands_behind_it_and_says_so(
         grpc.aio.insecure_channel(f"127.0.0.1:{front.port}") as channel,
         AsyncClient(f"127.0.0.1:{front.port}") as client,
     ):
-        assert await health(channel) == [NOT_SERVING] * 6
+        assert await health(channel) == [NOT_SERVING] * 7
         for call in (
             client.status(),
             client.generate("hello"),

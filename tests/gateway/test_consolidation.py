@@ -18,7 +18,7 @@ from memserve.domain import (
     MergeKind,
 )
 from memserve.gateway.consolidation import _Compared, _losing
-from memserve.policy.consolidation import Question
+from memserve.policy.consolidation import OF_OTHERS, Question
 from tests.contract.scripted_worker import Script
 from tests.gateway.modules.publishing import failure_of
 from tests.gateway.running import RunningGateway, open_gateway
@@ -64,8 +64,8 @@ async def test_a_candidate_changes_nothing_and_takes_its_sources_place_when_it_i
     before = await live(client)
     tried = await client.consolidate("town")
     assert (tried.state, tried.plan) == (ConsolidationState.CANDIDATE, plan)
-    assert tried.probes.questions == tried.probes.found_before == tried.probes.found_after == 4
-    assert tried.probes.asked == 4
+    assert tried.probes.questions == tried.probes.found_before == tried.probes.found_after == 15
+    assert tried.probes.asked == 15
     assert await live(client) == before
     accepted = await client.decide_consolidation("town", accept=True)
     assert (accepted.state, accepted.plan.merges) == (ConsolidationState.ACCEPTED, plan.merges)
@@ -154,6 +154,8 @@ def test_a_merge_that_loses_an_answer_is_dropped() -> None:
         _Compared(asked[1], (True, True), (True, False)),
         _Compared(asked[2], (False, True), (False, True)),
     ]
+    beside = _Compared(Question("?", "v", OF_OTHERS), (True, True), (True, False), frozenset(("summary-2",)))
+    assert 2 in _losing(merges, [*compared, beside], is_asked=True)
     dropped = _losing(merges, compared, is_asked=True)
     assert set(dropped) == {0, 1, 3}
     assert "recall finds 0 of 1" in dropped[0] and "the served model gives 0 of 1" in dropped[1]

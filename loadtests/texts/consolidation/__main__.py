@@ -49,7 +49,8 @@ TENANT = Tenant("acme", "", "loadtest")
 RECALLED = 6
 ENTITIES, QUICK_ENTITIES = 40, 12
 KILLS, QUICK_KILLS = 12, 3
-KILL_AFTER_MS = (0.0, 1500.0)
+KILL_AFTER_S = 0.6
+"""The kills are spread over this time, in which an acceptance mostly ends."""
 START_TIMEOUT_S = 60.0
 MOST_RUNS = 8
 
@@ -275,7 +276,7 @@ async def kill(scratch: Path, redis: RedisServer, seed: int, kills: int) -> dict
             before = await state(texts)
             tried = await prepared(consolidations, ConsolidationOptions())
             assert tried is not None and tried.state is ConsolidationState.CANDIDATE
-        _run_and_kill(uri, redis.url, rng.uniform(*KILL_AFTER_MS) / 1000)
+        _run_and_kill(uri, redis.url, KILL_AFTER_S * (number + rng.random()) / kills)
         async with opened(uri, redis.url, _Nobody()) as (texts, consolidations):
             now = await state(texts)
             gone = {source.memory_id for merge in tried.plan.merges for source in merge.sources}

@@ -31,7 +31,7 @@ from memserve.gateway.erasures.subject import ErasurePlans, Plan
 from memserve.memory.erasures.records import ErasureRecord
 from memserve.memory.erasures.store import KeptErasures
 from memserve.memory.modules.registry.audit import AuditRecords
-from memserve.memory.texts.index import one_line
+from memserve.memory.texts.index import MILVUS_ERRORS, one_line
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.requests import MemoryName
 from memserve.processes.supervised import Background
@@ -144,7 +144,7 @@ class Erasures:
             tenant = self._access.named(tenant_name, record.principal or PRINCIPAL)
             try:
                 await self._all(tenant, record)
-            except MemserveError as error:
+            except (*MILVUS_ERRORS, MemserveError) as error:
                 log.warning("an erasure goes on later: %s", one_line(error))
                 await self._kept.save(record, time.time(), again_s=FAILED_AGAIN_S)
 

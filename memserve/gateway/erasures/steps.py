@@ -116,10 +116,12 @@ class ErasureSteps:
             free = await self._free_versions(record)
             told = await self._workers.tell(record, _keys(record), free, time.time())
             self._note_told(record, told, pending)
-            await self._redis(tenant, record, pending)
+            await self._redis(tenant, record, pending, more=told.workers > 0)
         elif "kv" not in record.places:
             record.places["kv"] = ErasedPlace("kv", 0, "it was in no prompt")
             record.workers.clear()
+        detail = "cubes and exports that were made before are not reached"
+        record.places["exports"] = ErasedPlace("exports", 0, detail)
         if retraining := record.erasure.retraining:
             detail = "modules to be made again without it: `memserve lineage retraining`"
             record.places["retraining"] = ErasedPlace("retraining", len(retraining), detail)
@@ -179,9 +181,13 @@ class ErasureSteps:
                 ErasedPlace("trainings", told.trainings, "checkpoints of trainings that had not ended"),
             )
 
-    async def _redis(self, tenant: Tenant, record: ErasureRecord, pending: list[str]) -> None:
-        """After the workers, which store no more of it. Nothing says which chunks were computed with it."""
-        if "kv" in record.done:
+    async def _redis(self, tenant: Tenant, record: ErasureRecord, pending: list[str], *, more: bool) -> None:
+        """After the workers, which store no more of it. Nothing says which chunks were computed with it.
+
+        more: workers were told that may have stored some since. Else the tenant's KV goes once.
+        """
+        known = record.places.get("kv")
+        if known is not None and not known.pending and not more:
             return
         try:
             removed, pinned = await self._activation.evict_tenant(tenant.name)
@@ -194,8 +200,6 @@ class ErasureSteps:
         removed += before.removed if before is not None else 0
         detail = f"all chunks of the tenant in Redis: one may be its{note}"
         record.places["kv"] = ErasedPlace("kv", removed, detail)
-        if not record.workers:
-            record.done.add("kv")
 
     async def check(self, tenant: Tenant, record: ErasureRecord) -> list[ErasedPlace]:
         """What is found of it now: `removed` counts what is still there."""

@@ -149,7 +149,9 @@ class _Training:
         self._recipe = for_model(order.recipe, order.kind, parameters)
         self._taught_rows, self._mix = taught_rows(parameters), mix_for(parameters)
         self._budget_s = order.budget_s or default_budget_s(order.kind, parameters)
-        self._study = Study(self._readings, self._prompts.lexicon(order.texts), self._recipe.phrasings)
+        self._study = Study(
+            self._readings, self._prompts.lexicon((*order.texts, *order.old_texts)), self._recipe.phrasings
+        )
         document = self._prompts.document(order.texts)
         student = STUDENTS[order.kind](Beginning(base, self._recipe, order, document))
         if order.parent:
