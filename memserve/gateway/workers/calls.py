@@ -279,9 +279,8 @@ def _full(worker_id: str, error: grpc.aio.AioRpcError) -> WorkerFailure:
     except (KeyError, ValueError):
         # Not by the worker's own word: a message over gRPC's limit has this status too.
         return WorkerFailure(worker_id, detail)
-    reason = told.get(REASON, "")
-    known = RefusalReason(reason) if reason in tuple(RefusalReason) else RefusalReason.UNKNOWN
-    return WorkerFull(worker_id, detail, known, retry_after_s)
+    reason = {str(each): each for each in RefusalReason}.get(told.get(REASON, ""), RefusalReason.UNKNOWN)
+    return WorkerFull(worker_id, detail, reason, retry_after_s)
 
 
 def _generate_request(request: WorkerRequest) -> pb.GenerateRequest:
