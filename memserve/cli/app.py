@@ -27,6 +27,7 @@ from memserve.cli.health import health
 from memserve.cli.keys import keys_app
 from memserve.cli.kv import kv_app
 from memserve.cli.ladder import ladder_app
+from memserve.cli.lineage import lineage_app
 from memserve.cli.memories import forget, remember, search
 from memserve.cli.memory_commands import memories_app
 from memserve.cli.memory_set_commands import memory_sets_app
@@ -97,6 +98,7 @@ app.add_typer(memories_app, name="memories")
 app.add_typer(modules_app, name="modules")
 app.add_typer(ladder_app, name="ladder")
 app.add_typer(cube_app, name="cube")
+app.add_typer(lineage_app, name="lineage")
 app.add_typer(models_app, name="models")
 app.add_typer(audit_app, name="audit")
 app.add_typer(kv_app, name="kv")

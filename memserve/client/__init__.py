@@ -10,10 +10,12 @@ protobuf.
 from memserve.client._async.activation import AsyncActivationCalls
 from memserve.client._async.client import AsyncClient, async_wait_until_ready
 from memserve.client._async.cubes import AsyncCubeCalls
+from memserve.client._async.lineage import AsyncLineageCalls
 from memserve.client._async.modules import AsyncModuleCalls
 from memserve.client._sync.activation import ActivationCalls
 from memserve.client._sync.client import Client, wait_until_ready
 from memserve.client._sync.cubes import CubeCalls
+from memserve.client._sync.lineage import LineageCalls
 from memserve.client._sync.modules import ModuleCalls
 from memserve.client.cube.reading import read_cube
 from memserve.client.cube.values import (
@@ -111,6 +113,7 @@ from memserve.domain import (
     NamespaceUsage,
     NewDocument,
     NewMemory,
+    OutdatedFact,
     PassageWeight,
     Place,
     Priority,
@@ -127,6 +130,7 @@ from memserve.domain import (
     Role,
     Route,
     RouteCandidate,
+    RungCost,
     Sampling,
     ScoredMemory,
     SearchQuery,
@@ -144,6 +148,17 @@ from memserve.domain import (
     WorkerResidency,
     WritePolicy,
 )
+from memserve.domain.lineage import (
+    Erasure,
+    ErasureState,
+    Lineage,
+    LineageEdge,
+    LineageKind,
+    LineageNode,
+    LineageState,
+    MovedAlias,
+    Retraining,
+)
 from memserve.errors import UsageError
 
 __all__ = [
@@ -159,6 +174,7 @@ __all__ = [
     "AsyncActivationCalls",
     "AsyncClient",
     "AsyncCubeCalls",
+    "AsyncLineageCalls",
     "AsyncModuleCalls",
     "AuditEvent",
     "CacheUsage",
@@ -189,6 +205,8 @@ __all__ = [
     "DistillationState",
     "DocumentReport",
     "ErasedPlace",
+    "Erasure",
+    "ErasureState",
     "Event",
     "Evicted",
     "ExcludedWorker",
@@ -213,6 +231,12 @@ __all__ = [
     "LeaveOneOut",
     "LeftAlone",
     "LeftOut",
+    "Lineage",
+    "LineageCalls",
+    "LineageEdge",
+    "LineageKind",
+    "LineageNode",
+    "LineageState",
     "Link",
     "LinkKind",
     "MemoriesOutcome",
@@ -238,10 +262,12 @@ __all__ = [
     "ModulePlace",
     "ModuleUse",
     "ModuleVersion",
+    "MovedAlias",
     "NamespaceErasure",
     "NamespaceUsage",
     "NewDocument",
     "NewMemory",
+    "OutdatedFact",
     "PassageWeight",
     "Place",
     "Priority",
@@ -256,9 +282,11 @@ __all__ = [
     "ReindexProgress",
     "Reinforced",
     "Remembered",
+    "Retraining",
     "Role",
     "Route",
     "RouteCandidate",
+    "RungCost",
     "Sampling",
     "ScoredMemory",
     "SearchQuery",

@@ -101,16 +101,18 @@ from memserve.domain.modules import (
     WeightFigures,
     WorkerResidency,
 )
-from memserve.domain.prefixes import CachedTokens, CacheLayout, HeldPrefix, Warmth
+from memserve.domain.prefixes import CachedTokens, CacheLayout, FreedMemory, HeldPrefix, Warmth
 from memserve.domain.recalled import (
     FoundMemories,
     ModuleFit,
+    OutdatedFact,
     RecallOutcome,
     RecallPart,
     RecallPreview,
     RecallSource,
     RecordedOutcome,
     Reinforced,
+    RungCost,
     ScoredMemory,
     SearchQuery,
     Skipped,
@@ -149,6 +151,7 @@ __all__ = [
     "FinishReason",
     "ForgottenWhere",
     "FoundMemories",
+    "FreedMemory",
     "GateFigure",
     "GateReport",
     "GenerationRequest",
@@ -191,6 +194,7 @@ __all__ = [
     "NamespaceUsage",
     "NewDocument",
     "NewMemory",
+    "OutdatedFact",
     "PassageWeight",
     "Place",
     "Priority",
@@ -207,6 +211,7 @@ __all__ = [
     "Role",
     "Route",
     "RouteCandidate",
+    "RungCost",
     "Sampling",
     "ScoredMemory",
     "SearchQuery",

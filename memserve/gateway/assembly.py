@@ -11,9 +11,7 @@ from pathlib import Path
 from memserve import credentials
 from memserve.config import Settings
 from memserve.disk import DiskWatch
-from memserve.errors import (
-    StartupError,
-)
+from memserve.errors import StartupError
 from memserve.gateway.access.callers import Access, Inflight
 from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.answer_explanations import AnswerExplanations
@@ -21,6 +19,8 @@ from memserve.gateway.consolidation import Consolidations
 from memserve.gateway.decisions import Decisions
 from memserve.gateway.documents import DocumentKeeper
 from memserve.gateway.erasure import OutsideTheStore
+from memserve.gateway.erasures.assembly import Reached, erasing_of
+from memserve.gateway.erasures.erasures import Erasures
 from memserve.gateway.explanations import Explanations
 from memserve.gateway.feedback import Feedback
 from memserve.gateway.ladder.controller import LadderController, order_of
@@ -28,6 +28,7 @@ from memserve.gateway.ladder.hands import LadderHands
 from memserve.gateway.ladder.standing import Standings
 from memserve.gateway.layout import PromptLayout, open_layout
 from memserve.gateway.leave_one_out import LeavingOneOut
+from memserve.gateway.lineage.lineage import LineageReader
 from memserve.gateway.live import LiveRequests
 from memserve.gateway.module_fit import ModuleFits
 from memserve.gateway.modules.canary import CanaryWatch
@@ -68,6 +69,7 @@ from memserve.gateway.steps.resolve import ModuleUses
 from memserve.gateway.steps.route import Router
 from memserve.gateway.steps.stream import Answers
 from memserve.gateway.surprise import SurpriseGate
+from memserve.gateway.taught import TaughtFacts
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.gateway.warm_pinned import WarmPinned
 from memserve.gateway.workers.calls import GrpcCalls
@@ -76,6 +78,7 @@ from memserve.kv.lookup import PrefixLookup
 from memserve.loop_pressure import LoopPressure
 from memserve.memory.answers.store import KeptAnswers
 from memserve.memory.documents.reader import DocumentReader
+from memserve.memory.erasures.store import KeptErasures
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.prefixes.memory import ActivationMemory
 from memserve.memory.texts.encoders.watched import WatchedEndpoint
@@ -120,6 +123,7 @@ class GatewayParts:
     tokens: TokenQuota
     answers: KeptAnswers
     ledger: UseLedger
+    erasures: KeptErasures
     documents: DocumentReader
     ladder: LadderRecords
     uses: ModuleUses = field(default_factory=ModuleUses)
@@ -154,6 +158,8 @@ class GatewayServices:
     ladder: LadderController
     explanations: AnswerExplanations
     scoring: Scoring
+    lineage: LineageReader
+    erasures: Erasures
 
 
 @contextlib.asynccontextmanager
@@ -183,12 +189,11 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         )
         pool = await open_pool(settings, model, connect, metrics, modules.base_digest, stack)
         tokens = TokenQuota(settings.redis, settings.tokens_per_minute_per_tenant)
-        stack.push_async_callback(tokens.close)
         answers = KeptAnswers(settings.redis, settings.answers_kept_s, tokenizer.decode, metrics.not_kept)
-        stack.push_async_callback(answers.close)
-        ledger = UseLedger(settings.redis)
-        stack.push_async_callback(ledger.close)
-        connect_texts(texts, tokenizer, OutsideTheStore(answers, ledger, activation, settings.data))
+        ledger, erasures = UseLedger(settings.redis), KeptErasures(settings.redis)
+        for kept in (tokens, answers, ledger, erasures):
+            stack.push_async_callback(kept.close)
+        connect_texts(texts, tokenizer, OutsideTheStore(answers, ledger, settings.data))
         gateways = Gateways(settings.redis)
         stack.push_async_callback(gateways.close)
         background = Background()
@@ -213,6 +218,7 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
             tokens=tokens,
             answers=answers,
             ledger=ledger,
+            erasures=erasures,
             documents=stack.enter_context(contextlib.closing(DocumentReader())),
             ladder=await stack.enter_async_context(contextlib.aclosing(LadderRecords(settings.redis))),
         )
@@ -228,34 +234,17 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     pinned = Pinned(parts.texts)
     prefixes = Prefixes(check, fit, memory, parts.activation, pool, parts.tokens)
     warm_pinned = _warm_pinned(parts, pinned, prefixes, access)
-    pipeline = Pipeline(
-        settings=settings,
-        inflight=parts.inflight,
-        live=parts.live,
-        metrics=parts.metrics,
-        check=check,
-        modules=memory,
-        uses=parts.uses,
-        texts=parts.texts,
-        recall=_recall(parts, pinned),
-        fit=fit,
-        pool=pool,
-        look_up=look_up,
-        router=router,
-        answers=Answers(parts.metrics, parts.outcomes, parts.decisions, parts.residuals, parts.breakers),
-        tokens=parts.tokens,
-        provenance=Provenance(parts.answers, parts.decisions, settings),
-        ledger=parts.ledger,
-        warm_pinned=warm_pinned,
-    )
+    taught = TaughtFacts(memory, parts.texts, parts.background)
+    pipeline = _pipeline(parts, check, fit, look_up, router, pinned, warm_pinned, taught)
     scoring = Scoring(parts.layout, parts.tokenizing, look_up, router, parts.breakers, parts.tokens)
     trial = ModuleTrial(pool)
     gatekeeper = Gatekeeper(memory, trial, _gate(parts))
     placement = ModulePlacement(pool, memory.store)
-    remembering = _remembering(parts, scoring)
-    lifecycle = ModuleLifecycle(memory, gatekeeper, placement, parts.background)
     deletion = _deletion(parts, placement)
+    lifecycle = ModuleLifecycle(memory, gatekeeper, placement, parts.background)
     distillation = _distillation(parts, access, gatekeeper, lifecycle, deletion)
+    lineage, erasures = erasing_of(_reached(parts), access, deletion, distillation, taught, warm_pinned)
+    remembering = _remembering(parts, scoring, erasures)
     hands = LadderHands(memory, placement, distillation, parts.background)
     return GatewayServices(
         pipeline=pipeline,
@@ -277,6 +266,55 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         consolidations=Consolidations(parts.texts, memory.store, _gate(parts), parts.tokenizing),
         explanations=_explanations(parts, scoring),
         scoring=scoring,
+        lineage=lineage,
+        erasures=erasures,
+    )
+
+
+def _pipeline(
+    parts: GatewayParts,
+    check: RequestCheck,
+    fit: PromptFitting,
+    look_up: CacheLookup,
+    router: Router,
+    pinned: Pinned,
+    warm_pinned: WarmPinned,
+    taught: TaughtFacts,
+) -> Pipeline:
+    return Pipeline(
+        settings=parts.settings,
+        inflight=parts.inflight,
+        live=parts.live,
+        metrics=parts.metrics,
+        check=check,
+        modules=parts.modules,
+        uses=parts.uses,
+        texts=parts.texts,
+        recall=_recall(parts, pinned),
+        fit=fit,
+        pool=parts.pool,
+        look_up=look_up,
+        router=router,
+        answers=Answers(parts.metrics, parts.outcomes, parts.decisions, parts.residuals, parts.breakers),
+        tokens=parts.tokens,
+        provenance=Provenance(parts.answers, parts.decisions, parts.settings),
+        ledger=parts.ledger,
+        warm_pinned=warm_pinned,
+        taught=taught,
+    )
+
+
+def _reached(parts: GatewayParts) -> Reached:
+    return Reached(
+        texts=parts.texts,
+        modules=parts.modules,
+        activation=parts.activation,
+        answers=parts.answers,
+        ledger=parts.ledger,
+        pool=parts.pool,
+        gateways=parts.gateways,
+        kept=parts.erasures,
+        background=parts.background,
     )
 
 
@@ -313,6 +351,7 @@ def _distillation(
         lifecycle,
         parts.layout,
         parts.settings.promotes_distilled,
+        parts.erasures,
     )
     return ModuleDistillation(parts.modules, work, deletion, access.named, parts.background, parts.metrics)
 
@@ -320,27 +359,12 @@ def _distillation(
 def _ladder(
     parts: GatewayParts, pinned: Pinned, warm_pinned: WarmPinned, hands: LadderHands, access: Access
 ) -> LadderController:
+    texts, store, settings = parts.texts, parts.modules.store, parts.settings
     standings = Standings(
-        parts.texts,
-        parts.ledger,
-        pinned,
-        warm_pinned,
-        parts.modules.store,
-        parts.pool,
-        parts.model,
-        parts.settings.recall_limit,
+        texts, parts.ledger, pinned, warm_pinned, store, parts.pool, parts.model, settings.recall_limit
     )
-    return LadderController(
-        order_of(parts.settings),
-        parts.ladder,
-        standings,
-        hands,
-        parts.texts,
-        parts.modules.store,
-        warm_pinned,
-        access,
-        parts.metrics,
-    )
+    order, records, metrics = order_of(settings), parts.ladder, parts.metrics
+    return LadderController(order, records, standings, hands, texts, store, warm_pinned, access, metrics)
 
 
 def _explanations(parts: GatewayParts, scoring: Scoring) -> AnswerExplanations:
@@ -363,7 +387,7 @@ def _recall(parts: GatewayParts, pinned: Pinned) -> Recall:
     return Recall(parts.texts, pinned, fits, parts.ledger, parts.tokenizer, parts.settings, parts.metrics)
 
 
-def _remembering(parts: GatewayParts, scoring: Scoring) -> Remembering:
+def _remembering(parts: GatewayParts, scoring: Scoring, erasures: Erasures) -> Remembering:
     surprise = SurpriseGate(scoring, parts.layout, parts.model.max_context_tokens)
     documents = DocumentKeeper(parts.texts, parts.documents, parts.tokenizer)
-    return Remembering(parts.texts, parts.tokenizer, surprise, documents, parts.modules.store)
+    return Remembering(parts.texts, parts.tokenizer, surprise, documents, erasures)

@@ -1,6 +1,6 @@
 """Namespaces that become fewer, better memories: planned, tried, and accepted or not.
 
-1. Rules say which memories become one (`policy/recall/consolidation.py`). Nothing is written for that.
+1. Rules say which memories become one (`policy/consolidation.py`). Nothing is written for that.
 2. Questions over the sources are asked twice, of recall and of the served model: over the memories as they
    are, and as they would be. A merge that loses an answer is dropped.
 3. What is left is a candidate. The registry has it, and no search does.
@@ -39,9 +39,9 @@ from memserve.gateway.modules.progress import Step
 from memserve.memory.modules.registry.consolidations import ConsolidationRecords
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.requests import ListQuery
+from memserve.policy import consolidation as policy
+from memserve.policy.consolidation import MOST_MEMORIES, OF_OTHERS, Question
 from memserve.policy.modules.gate import Match, Probe, right
-from memserve.policy.recall import consolidation as policy
-from memserve.policy.recall.consolidation import MOST_MEMORIES, OF_OTHERS, Question
 from memserve.turns import FairThreads
 
 log = logging.getLogger("memserve.gateway.consolidation")

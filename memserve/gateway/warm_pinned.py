@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from memserve.domain import GenerationRequest, Memory, Message, ModuleVersion, Role, ScoredMemory, Tenant
+from memserve.domain.lineage import MemoryVersionName
 from memserve.errors import MemserveError
 from memserve.gateway.access.callers import Access
 from memserve.gateway.layout import PromptLayout
@@ -55,6 +56,15 @@ class Beginning:
     tools: str = ""
     raw: bool = False
     module_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptBeginning:
+    """A beginning that is kept warm."""
+
+    namespaces: tuple[str, ...]
+    passages: tuple[MemoryVersionName, ...]
+    tokens: int
 
 
 @dataclass(slots=True)
@@ -146,6 +156,18 @@ class WarmPinned:
                 kept.forget()  # it may be of a text that is erased
                 self._due[beginning] = None
         self._wake.set()
+
+    def kept_of(self, tenant: str) -> list[KeptBeginning]:
+        """What is kept warm for a tenant at this gateway."""
+        return [
+            KeptBeginning(
+                beginning.namespaces,
+                tuple(MemoryVersionName(*name) for name in kept.passages),
+                len(kept.token_ids),
+            )
+            for beginning, kept in self._kept.items()
+            if beginning.tenant == tenant and kept.token_ids
+        ]
 
     async def cool(self, tenant: str, namespaces: Collection[str]) -> None:
         """Keep warm no beginning of the tenant that has one of these, and all others again."""

@@ -37,6 +37,7 @@ GATEWAY_LOOPS = (
     "discovery",
     "distillations",
     "embedder",
+    "erasures",
     "gateways",
     "health",
     "keys",

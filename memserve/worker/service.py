@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import asdict
 from functools import partial
@@ -207,6 +208,19 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
     ) -> pb.LookupBlocksResponse:
         device, held = self._log.leading(request.keys)
         return pb.LookupBlocksResponse(device_blocks=device, held_blocks=held)
+
+    async def ForgetMemories(
+        self, request: pb.ForgetMemoriesRequest, context: Context
+    ) -> pb.ForgetMemoriesResponse:
+        async with refusals(context):
+            if not request.tenant:
+                raise ValueError("tenant: must be named")
+            trainings = await self._trainings.forget(request.memory_keys)
+            freed = await self._engine.free_kv(request.tenant, f"free-{uuid.uuid4().hex}")
+            self._log.changed.set()
+            return pb.ForgetMemoriesResponse(
+                blocks=freed.blocks, chunks=freed.chunks, held=freed.held, trainings=trainings
+            )
 
     def _state(self) -> pb.WorkerState:
         now_s = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.policy.modules.recipes import check_budget, check_recipe
 from memserve.policy.modules.selection import check_texts
 from memserve.worker.training.compose import Composed, Progress
-from memserve.worker.training.distil.order import DistilOrder
+from memserve.worker.training.distil.kept import KeptTrainings
+from memserve.worker.training.distil.order import Distilled, DistilOrder
 from memserve.worker.training.distil.ray_task import distil_in_ray
 from memserve.worker.training.parent import Parent
 
@@ -49,6 +50,7 @@ class Trainings:
     def __init__(self, place: TrainingPlace) -> None:
         self._place = place
         self._under_way = asyncio.Lock()
+        self._kept = KeptTrainings(place.checkpoints)
 
     async def distil(
         self, request: pb.DistilModuleRequest, files: Callable[[str], Awaitable[Path]]
@@ -82,17 +84,27 @@ class Trainings:
             parent=Parent(digest, await files(digest)) if digest else None,
             old_texts=tuple(request.old_texts),
         )
-        async with (
-            self._under_way,
-            contextlib.aclosing(distil_in_ray(order, self._place.checkpoints)) as events,
-        ):
-            async for event in events:
-                if isinstance(event, DistilProgress):
-                    yield pb.DistilModuleResponse(progress=_progress(event))
-                    continue
-                for file in _files(event.files):
-                    yield pb.DistilModuleResponse(file=file)
-                yield pb.DistilModuleResponse(report=json.dumps(event.report))
+        async with self._under_way:
+            # Entered before the task begins, and left after it has ended, whose folder then may go.
+            with self._kept.noting(order.digest, request.memory_keys):
+                async with contextlib.aclosing(distil_in_ray(order, self._place.checkpoints)) as events:
+                    async for event in events:
+                        for response in _distilling(event):
+                            yield response
+
+    async def forget(self, keys: Iterable[str]) -> int:
+        """Remove what is kept of trainings with one of these memories. Returns how many they were."""
+        return await asyncio.to_thread(self._kept.forget, frozenset(keys))
+
+
+def _distilling(event: DistilProgress | Distilled) -> Iterator[pb.DistilModuleResponse]:
+    """An event of a distillation as messages."""
+    if isinstance(event, DistilProgress):
+        yield pb.DistilModuleResponse(progress=_progress(event))
+        return
+    for file in _files(event.files):
+        yield pb.DistilModuleResponse(file=file)
+    yield pb.DistilModuleResponse(report=json.dumps(event.report))
 
 
 def composing(event: Progress | Composed) -> Iterator[pb.ComposeModuleResponse]:

@@ -74,6 +74,7 @@ from tests.client.examples import (
     VERSION,
     VERSION_PB,
 )
+from tests.client.lineage_cases import LINEAGE
 from tests.client.memory_cases import SETS, SINGLE
 
 SHA256_OF_ABC = hashlib.sha256(b"abc").hexdigest()
@@ -155,6 +156,7 @@ CASES = [
     ),
     *SINGLE,
     *SETS,
+    *LINEAGE,
     Case(
         "status", (), {"workers_only": True}, status_pb2.GetStatusRequest(workers_only=True), [STATUS_PB],
         STATUS,

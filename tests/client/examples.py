@@ -37,6 +37,7 @@ from memserve.client import (
     ModuleKind,
     ModulePlace,
     ModuleVersion,
+    OutdatedFact,
     PassageWeight,
     Place,
     RecallOutcome,
@@ -44,6 +45,7 @@ from memserve.client import (
     RecallSource,
     Route,
     RouteCandidate,
+    RungCost,
     ScoredMemory,
     Skipped,
     SkipReason,
@@ -170,6 +172,11 @@ ROUTE = Route(
     RecallOutcome.FOUND, (ScoredMemory(MEMORY, 0.5, 0.25, None, 0.5), HIT), 1,
     (RouteCandidate("w0", 1.5, 0.5, 0.25, 0.125, 0.0625, 2.0, 3.0, -4.0, 4, 5, 6),),
     (ExcludedWorker("w1", "silent"),), 7.0, True, 2, (SKIPPED,), (PART,), (FIT,),
+    (OutdatedFact("tone@3", "n", "m", 1, "n", "x", 2, "newer"),),
+)  # fmt: skip
+OUTDATED_PB = inference_pb2.OutdatedFact(
+    module="tone@3", namespace="n", memory_id="m", known_version=1, text_namespace="n", text_memory_id="x",
+    text_version=2, why="newer",
 )  # fmt: skip
 ROUTE_PB = inference_pb2.GenerateResponse(
     route=inference_pb2.Route(
@@ -197,7 +204,7 @@ ROUTE_PB = inference_pb2.GenerateResponse(
             )
         ],
         excluded=[inference_pb2.ExcludedWorker(worker_id="w1", reason="silent")], predicted_within_ms=7.0,
-        skipped=[SKIPPED_PB], recall=[PART_PB], module_fits=[FIT_PB],
+        skipped=[SKIPPED_PB], recall=[PART_PB], module_fits=[FIT_PB], outdated=[OUTDATED_PB],
         system_folded=True, merged_turns=2,
     )
 )  # fmt: skip
@@ -208,12 +215,22 @@ DELTAS_PB = [
     )
     for delta in DELTAS
 ]
-USAGE = Usage(10, 3, CachedTokens(1, 2, 3), 4.0, 5.0, True, FinishReason.STOP)
+USAGE = Usage(
+    10,
+    3,
+    CachedTokens(1, 2, 3),
+    4.0,
+    5.0,
+    True,
+    FinishReason.STOP,
+    rungs=(RungCost("lora", "tone@3", 1, 2, 0.5),),
+)
 USAGE_PB = inference_pb2.GenerateResponse(
     usage=inference_pb2.Usage(
         prompt_tokens=10, output_tokens=3, ttft_ms=4.0, tpot_ms=5.0, slo_met=True,
         cached_tokens=inference_pb2.CachedTokens(device=1, host=2, redis=3),
         finish_reason=inference_pb2.FINISH_REASON_STOP,
+        rungs=[inference_pb2.RungCost(kind="lora", name="tone@3", tokens=1, bytes=2, ms=0.5)],
     )
 )  # fmt: skip
 ANSWER_PB = [ROUTE_PB, *DELTAS_PB, USAGE_PB]

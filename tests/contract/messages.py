@@ -139,6 +139,7 @@ def distillation_request(message: pb.DistilModuleRequest) -> DistillationRequest
         recall_template=message.recall_template,
         parent_digest=message.parent_digest,
         old_texts=tuple(message.old_texts),
+        memory_keys=tuple(message.memory_keys),
     )
 
 

@@ -18,7 +18,7 @@ from memserve.domain import (
     MergeKind,
 )
 from memserve.gateway.consolidation import _Compared, _losing
-from memserve.policy.recall.consolidation import OF_OTHERS, Question
+from memserve.policy.consolidation import OF_OTHERS, Question
 from tests.contract.scripted_worker import Script
 from tests.gateway.modules.publishing import failure_of
 from tests.gateway.running import RunningGateway, open_gateway

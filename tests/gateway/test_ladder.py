@@ -16,11 +16,15 @@ from memserve.domain.ladder import LadderAction, LadderReport, Rung
 from memserve.errors import UnreadableRecord
 from memserve.gateway.ladder.controller import order_of
 from memserve.gateway.ladder.record import LadderRecord, NamespaceRecord, decode
+from memserve.kv.keys import block_keys, chunk_keys, member
 from memserve.registry.ladder import LadderRecords
+from tests.contract.fake_worker import NAMESPACE
+from tests.contract.scripted_worker import BLOCK_TOKENS
 from tests.gateway.fixtures import StartGateway
 from tests.gateway.lora_files import lora_files, write_files
 from tests.gateway.modules.test_distillation import town
 from tests.gateway.running import RunningGateway, eventually, until
+from tests.gateway.test_prefixes import DEFAULT, store
 from tests.kv.redis_server import RedisServer
 
 RULE = "Codes are read out digit by digit, and no digit is ever left out or added to them. " * 4
@@ -150,13 +154,25 @@ async def test_a_live_module_is_loaded_ahead_and_a_changed_memory_takes_it_down_
 async def test_a_pinned_prefix_that_is_not_used_is_left_cold_and_warmed_again_when_it_is(
     start_gateway: StartGateway,
 ) -> None:
-    gateway = await start_gateway(knowledge_ladder="act", **{**QUICK, "knowledge_ladder_cpu_s": 60})
+    slower = {"knowledge_ladder_cpu_s": 60, "knowledge_ladder_dwell_s": 3}
+    gateway = await start_gateway(knowledge_ladder="act", **{**QUICK, **slower})
 
     def computed_ahead() -> int:
         return sum(request.keep for request in gateway.workers[0].requests)
 
     await gateway.client.remember("desk", RULE, memory_id="rule", pinned=True)
+    await until(computed_ahead)
+    token_ids = list(gateway.workers[0].requests[-1].token_ids)
+    keys = block_keys(token_ids, BLOCK_TOKENS, lora=None, cache_salt=gateway.cache_salt)
+    stored = [member(NAMESPACE, key) for key in chunk_keys(keys, 1)]
+    store(gateway.redis, stored, DEFAULT)
+    assert (await gateway.client.activation.usage()).stored_bytes > 0
     await reported(gateway, stands("desk", Rung.TEXT))
+
+    async def freed() -> bool:
+        return (await gateway.client.activation.usage()).stored_bytes == 0
+
+    await eventually(freed)
     before = computed_ahead()
     assert "its pinned prefix is not kept warm" in {
         noted["outcome"] for noted in await events(gateway, "ladder")

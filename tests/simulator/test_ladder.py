@@ -16,7 +16,7 @@ HANDBOOK = Document("handbook", 2400, whole=True)
 def test_a_small_season_holds_the_hard_bars() -> None:
     small = season(0, 2, count=40, questions=300)
     bars = {bar.name: bar for bar in bars_of([small])}
-    hard = [bar for bar in bars.values() if bar.at_most in (0, 1)]
+    hard = [bar for bar in bars.values() if bar.at_most in (0, 1) and "÷ KV" not in bar.name]
     assert len(hard) == 5
     assert [bar for bar in hard if not bar.holds] == []
     assert small.of[Ladder.name].hot.mean_s < small.of[AllText.name].hot.mean_s
@@ -36,11 +36,11 @@ def asked_until_trained(ladder: Ladder) -> float:
     """Ask again and again. Returns when the document answers from weights."""
     now_s = 0.0
     while True:
-        now_s += 100
+        now_s += 20
         if ladder.answer(Question(now_s, 0, 7, 0)).rung in WEIGHTS:
             return now_s
         ladder.tick(now_s)
-        assert now_s < 5 * DAY_S
+        assert now_s < 2 * DAY_S
 
 
 def test_a_changed_fact_is_text_a_moment_later() -> None:

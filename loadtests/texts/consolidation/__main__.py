@@ -40,8 +40,8 @@ from memserve.memory.modules.registry.store import ModuleStore
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.requests import ListQuery
+from memserve.policy.consolidation import missing_values
 from memserve.policy.modules.gate import Match, Probe, right
-from memserve.policy.recall.consolidation import missing_values
 from memserve.turns import FairThreads
 
 NAMESPACE = "town"

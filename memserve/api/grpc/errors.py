@@ -34,6 +34,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.RequestNotKnown: grpc.StatusCode.NOT_FOUND,
     errors.OutcomeWithoutAnswer: grpc.StatusCode.FAILED_PRECONDITION,
     errors.NamespaceNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.ErasureNotFound: grpc.StatusCode.NOT_FOUND,
     errors.MemoryNotFound: grpc.StatusCode.NOT_FOUND,
     errors.MemoryConflict: grpc.StatusCode.ALREADY_EXISTS,
     errors.VersionConflict: grpc.StatusCode.ABORTED,

@@ -37,6 +37,7 @@ STATUS: dict[type[errors.MemserveError], HTTPStatus] = {
     errors.RequestNotKnown: HTTPStatus.NOT_FOUND,
     errors.OutcomeWithoutAnswer: HTTPStatus.CONFLICT,
     errors.NamespaceNotFound: HTTPStatus.NOT_FOUND,
+    errors.ErasureNotFound: HTTPStatus.NOT_FOUND,
     errors.MemoryNotFound: HTTPStatus.NOT_FOUND,
     errors.MemoryConflict: HTTPStatus.CONFLICT,
     errors.VersionConflict: HTTPStatus.CONFLICT,

@@ -12,6 +12,7 @@ from memserve.client._async import _io
 from memserve.client._async.activation import AsyncActivationCalls
 from memserve.client._async.connection import Connection
 from memserve.client._async.cubes import AsyncCubeCalls
+from memserve.client._async.lineage import AsyncLineageCalls
 from memserve.client._async.memories import AsyncMemoryCalls
 from memserve.client._async.modules import AsyncModuleCalls
 from memserve.client.endpoint import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, TlsFiles, endpoint_of
@@ -61,6 +62,8 @@ class AsyncClient(AsyncMemoryCalls):
     """Modules, their versions and aliases."""
     cubes: AsyncCubeCalls
     """Namespaces and modules in one file."""
+    lineage: AsyncLineageCalls
+    """What was made of what, and erasures."""
 
     def __init__(
         self,
@@ -78,6 +81,7 @@ class AsyncClient(AsyncMemoryCalls):
         self.activation = AsyncActivationCalls(self._connection)
         self.modules = AsyncModuleCalls(self._connection)
         self.cubes = AsyncCubeCalls(self._connection)
+        self.lineage = AsyncLineageCalls(self._connection)
 
     async def __aenter__(self) -> Self:
         return self

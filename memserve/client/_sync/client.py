@@ -13,6 +13,7 @@ from memserve.client._sync import _io
 from memserve.client._sync.activation import ActivationCalls
 from memserve.client._sync.connection import Connection
 from memserve.client._sync.cubes import CubeCalls
+from memserve.client._sync.lineage import LineageCalls
 from memserve.client._sync.memories import MemoryCalls
 from memserve.client._sync.modules import ModuleCalls
 from memserve.client.endpoint import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, TlsFiles, endpoint_of
@@ -59,6 +60,8 @@ class Client(MemoryCalls):
     """Modules, their versions and aliases."""
     cubes: CubeCalls
     """Namespaces and modules in one file."""
+    lineage: LineageCalls
+    """What was made of what, and erasures."""
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class Client(MemoryCalls):
         self.activation = ActivationCalls(self._connection)
         self.modules = ModuleCalls(self._connection)
         self.cubes = CubeCalls(self._connection)
+        self.lineage = LineageCalls(self._connection)
 
     def __enter__(self) -> Self:
         return self

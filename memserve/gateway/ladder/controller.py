@@ -55,6 +55,7 @@ CHANGED_EVERY_S = 1.0
 PREFIX_SETTLES = 24
 """Times as fast as weights."""
 DECIDE_MAX_S = 120.0
+FAILED_PAUSE_S = 10.0
 TURN_S = 1.5 * DECIDE_MAX_S
 REFUSED_S = 86_400.0
 """A rung that a namespace could not be brought to is not tried again for so long."""
@@ -113,19 +114,28 @@ class LadderController:
         self._warm_pinned = warm_pinned
         self._access = access
         self._metrics = metrics
+        self._not_before_s: dict[str, float] = {}
+        """By tenant, after a look that failed."""
 
     async def look(self) -> None:
         """Follow every tenant's record, and decide for those that are due."""
         names = self._access.known_tenants()
-        texts = await self._records.read(names)
+        try:
+            texts = await self._records.read(names)
+        except MemserveError as error:
+            log.warning("the ladder is looked at later: %s", error)
+            return
         records = {name: _record(name, texts.get(name, "")) for name in names}
         for name, record in records.items():
             await self._warm_pinned.cool(name, record.cooled if self.order.acts else ())
+            if time.monotonic() < self._not_before_s.get(name, 0.0):
+                continue
             try:
                 if await self._is_due(name, record, time.time()):
                     await self._take_turn(name)
             except (MemserveError, TimeoutError) as error:
-                log.warning("the ladder of %s is looked at later: %s", name, error or "it took too long")
+                log.warning("the ladder of %s is looked at later: %s", name, str(error) or "it took too long")
+                self._not_before_s[name] = time.monotonic() + FAILED_PAUSE_S
         self._show(list(records.values()))
 
     async def report(self, tenant: str) -> LadderReport:

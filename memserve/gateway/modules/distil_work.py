@@ -13,7 +13,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -36,15 +36,17 @@ from memserve.domain.worker_calls import (
 )
 from memserve.errors import InvalidField, InvalidModule, MemserveError, NoWorker
 from memserve.gateway.layout import PromptLayout
-from memserve.gateway.modules.chosen_memories import ChosenMemories
-from memserve.gateway.modules.continuing import Continuing, Parent
+from memserve.gateway.modules.chosen_memories import ChosenMemories, NamedVersion
+from memserve.gateway.modules.continuing import Continuing, Parent, memories_of
 from memserve.gateway.modules.gatekeeper import Gatekeeper
 from memserve.gateway.modules.lifecycle import ModuleLifecycle
 from memserve.gateway.modules.trial import ModuleTrial
 from memserve.gateway.workers.picking import least_loaded, workers_for
 from memserve.gateway.workers.pool import WorkerPool
+from memserve.memory.erasures.store import KeptErasures
 from memserve.memory.modules.memory import SOURCES_MAX, ParametricMemory, Publication
 from memserve.memory.modules.registry.distillations import BEGUN
+from memserve.memory.texts.records import memory_key
 from memserve.policy.modules.references import LIVE
 from memserve.policy.modules.selection import Selection
 from memserve.policy.modules.self_study.asking import probe_sets
@@ -70,6 +72,10 @@ class Standing:
     progress: DistilProgress = BEGUN
     version: int = 0
     """That it has published. 0: none yet."""
+    memory_keys: tuple[str, ...] = ()
+    """Of the memories that it has read, of their namespaces, and of those that its parent was made of."""
+    was_erased: bool = False
+    """One of these memories was erased meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +102,7 @@ class DistilWork:
         lifecycle: ModuleLifecycle,
         layout: PromptLayout,
         promotes: Callable[[str], bool],
+        erasures: KeptErasures,
     ) -> None:
         """promotes: whether the policy of a tenant has versions promoted that have passed the gate."""
         self._memory = memory
@@ -106,6 +113,7 @@ class DistilWork:
         self._lifecycle = lifecycle
         self._layout = layout
         self._promotes = promotes
+        self._erasures = erasures
         self._continuing = Continuing(memory, memories)
 
     async def plan(self, tenant: Tenant, asked: Distillation) -> DistilPlan:
@@ -149,9 +157,13 @@ class DistilWork:
         standing: Standing,
         hold: Callable[[], Awaitable[None]],
     ) -> ModuleVersion:
-        selection = await self._memories.select(tenant, asked.choice, time.time())
+        begun_s = time.time()
+        selection = await self._memories.select(tenant, asked.choice, begun_s)
         standing.plan = plan_of(selection, asked)
+        standing.memory_keys = _keys_of(tenant.name, selection)
         parent = await self._continuing.parent(tenant, asked)
+        if parent:
+            standing.memory_keys += _keys(tenant.name, memories_of(parent.version))
         recipe = replace(asked.recipe, rank=max(asked.recipe.rank, parent.version.rank)) if parent else None
         request = DistillationRequest(
             kind=asked.kind,
@@ -162,6 +174,7 @@ class DistilWork:
             recall_template=self._layout.recall.source if self._layout.recall.origin == "setting" else "",
             parent_digest=parent.version.digest if parent else "",
             old_texts=parent.texts if parent else (),
+            memory_keys=standing.memory_keys,
         )
         with tempfile.TemporaryDirectory(prefix="memserve-distil-") as scratch:
             folder, report = await self._trained(tenant, request, Path(scratch), standing)
@@ -177,6 +190,8 @@ class DistilWork:
                 parents=(parent.version.digest,) if parent else (),
             )
             await hold()
+            if await self._erasures.erased_since(tenant.name, standing.memory_keys, begun_s):
+                raise erased_meanwhile()
             return await self._memory.publish(
                 tenant, publication, folder, partial(self._trial.moves_logits, tenant.name)
             )
@@ -283,6 +298,23 @@ def plan_of(selection: Selection, asked: Distillation) -> DistilPlan:
         examples=tuple(f"{lesson.question} {lesson.answer}" for lesson in shown),
         probes=sum(len(each.probes) for each in probe_sets(study, draw, 1.0)),
     )
+
+
+def erased_meanwhile() -> InvalidField:
+    return InvalidField("memories", "one of them was erased while it was distilled; begin again")
+
+
+def _keys_of(tenant: str, selection: Selection) -> tuple[str, ...]:
+    return _keys(
+        tenant, [NamedVersion(each.namespace, each.memory_id, each.version) for each in selection.memories]
+    )
+
+
+def _keys(tenant: str, memories: Iterable[NamedVersion]) -> tuple[str, ...]:
+    """Of memories and of their namespaces."""
+    names = [(each.namespace, each.memory_id) for each in memories]
+    names += [(namespace, "") for namespace in dict.fromkeys(namespace for namespace, _ in names)]
+    return tuple(memory_key(tenant, namespace, memory_id) for namespace, memory_id in names)
 
 
 def _sources(selection: Selection, parent: Parent | None) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -35,7 +35,7 @@ from memserve.errors import (
 )
 from memserve.gateway.modules import failures
 from memserve.gateway.modules.deletion import ModuleDeletion
-from memserve.gateway.modules.distil_work import DistilWork, Outcome, Standing, job_of
+from memserve.gateway.modules.distil_work import DistilWork, Outcome, Standing, erased_meanwhile, job_of
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.modules.registry.distillations import HELD, HeldJob, KeptDistillation
 from memserve.metrics.instruments import GatewayMetrics
@@ -93,6 +93,8 @@ class ModuleDistillation:
         self._metrics = metrics
         self._gateway = uuid.uuid4().hex
         self._working: set[str] = set()
+        # By the id of a job: whose it is, how far it is, and the work itself.
+        self._works: dict[str, tuple[str, Standing, asyncio.Task[Outcome | None]]] = {}
 
     async def plan(self, tenant: Tenant, asked: Distillation) -> DistilPlan:
         """What would be trained on. Raises InvalidField, NamespaceNotFound, MemoryNotFound."""
@@ -134,6 +136,15 @@ class ModuleDistillation:
         """
         kept = await self._store.stop_distillation(tenant.name, tenant.principal, name)
         await self._remove(tenant, name, kept.job.job_id, kept.job.version)
+
+    def stop_those_of(self, tenant: str, keys: Sequence[str]) -> int:
+        """Stop the jobs of this gateway that have read one of these memories. Returns how many they were."""
+        erased, stopped = set(keys), 0
+        for owner, standing, work in self._works.values():
+            if owner == tenant and not erased.isdisjoint(standing.memory_keys) and work.cancel():
+                standing.was_erased = True
+                stopped += 1
+        return stopped
 
     async def jobs(self, tenant: Tenant) -> list[DistillationJob]:
         """The newest of each module: under way, or ended in the last days."""
@@ -202,6 +213,7 @@ class ModuleDistillation:
             f"distilling {held.module}",
             self._worked(tenant, kept.asked, held, standing),
         )
+        self._works[held.job_id] = held.tenant, standing, work
         try:
             await self._hold_until_done(held, standing, work)
         except asyncio.CancelledError:
@@ -211,8 +223,12 @@ class ModuleDistillation:
             with contextlib.suppress(MemserveError):
                 await self._store.hold_distillation(held, seconds=0)
             raise
+        finally:
+            del self._works[held.job_id]
         error = None if work.cancelled() else work.exception()
         outcome = None if work.cancelled() or error else work.result()
+        if outcome is None and standing.was_erased:
+            error = erased_meanwhile()
         if outcome is not None:
             await self._done(held, outcome)
         elif error is None:

@@ -1,3 +1,4 @@
+from memserve.pb.v1 import erasure_pb2 as _erasure_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -583,30 +584,36 @@ class ForgetWhereResponse(_message.Message):
     def __init__(self, matched: _Optional[int] = ..., forgotten: _Optional[int] = ..., examples: _Optional[_Iterable[_Union[Memory, _Mapping]]] = ..., dry_run_token: _Optional[str] = ...) -> None: ...
 
 class EraseMemoryRequest(_message.Message):
-    __slots__ = ("namespace", "memory_id", "reason")
+    __slots__ = ("namespace", "memory_id", "reason", "dry_run")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     MEMORY_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     memory_id: str
     reason: str
-    def __init__(self, namespace: _Optional[str] = ..., memory_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    dry_run: bool
+    def __init__(self, namespace: _Optional[str] = ..., memory_id: _Optional[str] = ..., reason: _Optional[str] = ..., dry_run: bool = ...) -> None: ...
 
 class ErasedPlace(_message.Message):
-    __slots__ = ("place", "removed", "detail")
+    __slots__ = ("place", "removed", "detail", "pending")
     PLACE_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
     place: str
     removed: int
     detail: str
-    def __init__(self, place: _Optional[str] = ..., removed: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
+    pending: bool
+    def __init__(self, place: _Optional[str] = ..., removed: _Optional[int] = ..., detail: _Optional[str] = ..., pending: bool = ...) -> None: ...
 
 class EraseMemoryResponse(_message.Message):
-    __slots__ = ("places",)
+    __slots__ = ("places", "erasure")
     PLACES_FIELD_NUMBER: _ClassVar[int]
+    ERASURE_FIELD_NUMBER: _ClassVar[int]
     places: _containers.RepeatedCompositeFieldContainer[ErasedPlace]
-    def __init__(self, places: _Optional[_Iterable[_Union[ErasedPlace, _Mapping]]] = ...) -> None: ...
+    erasure: _erasure_pb2.Erasure
+    def __init__(self, places: _Optional[_Iterable[_Union[ErasedPlace, _Mapping]]] = ..., erasure: _Optional[_Union[_erasure_pb2.Erasure, _Mapping]] = ...) -> None: ...
 
 class DeleteNamespaceRequest(_message.Message):
     __slots__ = ("namespace", "confirm")

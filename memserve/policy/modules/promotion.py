@@ -4,8 +4,8 @@
    What depends on it goes before it.
 2. What is used too little for its bytes gives them back. It goes to the best lower rung that still pays.
 3. Over the budget, the cheapest to rebuild goes first.
-4. What is stable climbs one rung at a time, where its gain pays for the making and there is room. Room is
-   taken only from subjects of clearly less worth, again the cheapest to rebuild first.
+4. What is stable climbs to the next rung whose gain pays for the making, where there is room. Room is taken
+   only from subjects of clearly less worth, again the cheapest to rebuild first.
 
 A rung's worth is the time that it saves a day, less the price of its bytes. Where not all have room, bytes
 are worth what the first that has none would save with them: that is the gain of freeing them by a smaller

@@ -21,7 +21,7 @@ class LadderRules:
     entry: float = 2.0
     """Times that price is what a subject must be worth to enter a rung, and its worth times this is what
     another must be worth to take its room."""
-    payback_days: float = 30.0
+    payback_days: float = 7.0
     """Within so long a promotion must save the seconds that it takes to make."""
     dwell_s: float = DAY_S / 4
     """A subject that has moved stays so long, unless it changes or the budget is over."""

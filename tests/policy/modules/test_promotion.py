@@ -182,7 +182,7 @@ def test_a_use_that_wavers_moves_nobody_back_and_forth(ladder: Ladder, wavers: f
 
 
 def test_what_is_used_climbs_a_rung_at_a_time() -> None:
-    standing, now_s, seen = [subject(uses=500.0)], NOW_S, []
+    standing, now_s, seen = [subject(uses=2500.0)], NOW_S, []
     for _ in range(4):
         now_s += DAY_S
         decisions = decide(standing, BUDGET, 0.0, now_s)
@@ -305,7 +305,7 @@ def test_where_others_wait_for_its_bytes_little_use_is_not_enough() -> None:
 
 
 def test_bytes_that_become_free_count_where_others_wait_for_them() -> None:
-    costs = {**COSTS, Rung.CARTRIDGE: replace(COSTS[Rung.CARTRIDGE], make_s=2000.0)}
+    costs = {**COSTS, Rung.CARTRIDGE: replace(COSTS[Rung.CARTRIDGE], make_s=400.0)}
     held = subject("held", Rung.PREFIX, costs=costs)
     assert moves(decide([held], LadderBudget(100 * MIB, 5000.0), 0.0, NOW_S)) == []
     waiting = subject("waiting", uses=10.0, changed_s=NOW_S)

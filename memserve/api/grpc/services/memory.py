@@ -6,6 +6,7 @@ from memserve.api.grpc.call import Context, Edge
 from memserve.api.grpc.convert import memory as convert
 from memserve.api.grpc.services.consolidating import ConsolidationCalls
 from memserve.api.grpc.services.memory_sets import MemorySetCalls
+from memserve.client.wire.erasures import erasure_message
 from memserve.client.wire.memory_values import (
     ACTIONS,
     erased_messages,
@@ -142,10 +143,11 @@ class MemoryService(MemorySetCalls, ConsolidationCalls, rpc.MemoryServiceService
         async with self._edge.call("EraseMemory", context) as tenant:
             if len(request.reason.encode()) > REASON_MAX_BYTES:
                 raise InvalidField("reason", f"must be at most {REASON_MAX_BYTES} bytes")
-            places = await self._remembering.erase(
-                tenant, MemoryName(request.namespace, request.memory_id), request.reason
+            name = MemoryName(request.namespace, request.memory_id)
+            erasure = await self._remembering.erase(tenant, name, request.reason, dry_run=request.dry_run)
+            return pb.EraseMemoryResponse(
+                places=erased_messages(erasure.places), erasure=erasure_message(erasure)
             )
-            return pb.EraseMemoryResponse(places=erased_messages(places))
 
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
         async with self._edge.call("Search", context) as tenant:

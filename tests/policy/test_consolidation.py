@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from memserve.domain import Link, LinkKind, Memory, MemoryKind, MergeKind, Place
-from memserve.policy.recall.consolidation import (
+from memserve.policy.consolidation import (
     MOST_SUMMARY_CHARS,
     MOST_WRITES,
     missing_values,
