@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated
 
@@ -20,10 +21,14 @@ from memserve.domain import (
     DistillationJob,
     DistilPlan,
     DistilProgress,
+    ModuleKind,
+    ModuleVersion,
     Recipe,
 )
 from memserve.errors import StartupError
 
+LINE_S = 5.0
+"""Between two lines about one stage."""
 _GIVEN = {each.name: each.type for each in fields(Recipe)}
 
 
@@ -120,12 +125,13 @@ def distil(
         call.show(plan, text=Group(*plan_lines(plan)))
         return
     with progress_bar(f"distilling {name}") as bar:
+        told = Told(bar)
 
         def tell(event: DistilPlan | DistilProgress) -> None:
-            if isinstance(event, DistilProgress):
-                bar(event.done, event.total)
-            else:
+            if isinstance(event, DistilPlan):
                 err.print(plan_lines(event)[0])
+            elif text := told.of(event, time.monotonic()):
+                err.print(line(text), soft_wrap=True)
 
         version = call.client.modules.distil(
             name,
@@ -143,6 +149,46 @@ def distil(
         call.show(ended, text=line(f"{name}: the distillation was stopped"))
         return
     call.show(version, text=version_text(version))
+    if not call.as_json:
+        err.print(Group(*next_lines(version)), soft_wrap=True)
+
+
+class Told:
+    """How far a job is: a bar, and a line when a stage begins and every few seconds."""
+
+    def __init__(self, bar: Callable[[int, int], None]) -> None:
+        self._bar = bar
+        self._stage = ""
+        self._said_s = 0.0
+
+    def of(self, event: DistilProgress, now_s: float) -> str:
+        """The line to print; "" for none."""
+        self._bar(event.done, event.total)
+        if event.stage == self._stage and now_s - self._said_s < LINE_S:
+            return ""
+        self._stage, self._said_s = event.stage, now_s
+        return progress_line(event)
+
+
+def progress_line(event: DistilProgress) -> str:
+    """The stage, how far it is, and what it has cost."""
+    done = f" {event.done} of {event.total}" if event.total else ""
+    loss = "" if event.median_loss is None else f", median loss {event.median_loss:.3f}"
+    cost = f", {event.cpu_s:.0f} processor seconds" if event.cpu_s else ""
+    trained = f", {event.tokens:,} tokens trained" if event.tokens else ""
+    return f"{event.stage}{done}{loss}{cost}{trained}"
+
+
+def next_lines(version: ModuleVersion) -> list[RenderableType]:
+    """What can be done with a version that nothing promotes by itself."""
+    use = "--module" if version.kind is ModuleKind.LORA else f"--{version.kind}"
+    return [
+        line(
+            f"{version.reference} is a candidate. Ask it:  "
+            f"memserve generate QUESTION {use} {version.reference}"
+        ),
+        line(f"Promote it:  memserve modules promote {version.module} {version.version}"),
+    ]
 
 
 @modules_app.command("distillations")

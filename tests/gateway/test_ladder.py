@@ -75,7 +75,8 @@ async def live(gateway: RunningGateway, folder: Path) -> ModuleVersion:
     files = write_files(folder / "handbook", lora_files(gateway.parts.model.tensor_shapes(), seed=5))
     sources = ["memory:town/m0@1 memory:town/m1@1"]
     version = await gateway.client.modules.publish("handbook", files, sources=sources)
-    await gateway.client.modules.promote("handbook", version.version, force=True)
+    for alias in ("live", "canary"):
+        await gateway.client.modules.promote("handbook", version.version, alias=alias, force=True)
     return version
 
 
@@ -148,7 +149,7 @@ async def test_a_live_module_is_loaded_ahead_and_a_changed_memory_takes_it_down_
     noted = (await events(gateway, "ladder"))[-1]
     assert noted["decision"] == "demote"
     assert noted["reason"] == "a fact has changed since this was made of it"
-    assert noted["outcome"] == "handbook@live is dropped, handbook@1 is unloaded"
+    assert noted["outcome"] == "handbook@canary is dropped, handbook@live is dropped, handbook@1 is unloaded"
 
 
 async def test_a_pinned_prefix_that_is_not_used_is_left_cold_and_warmed_again_when_it_is(

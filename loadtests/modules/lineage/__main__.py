@@ -1,4 +1,4 @@
-"""Lineage and erasure, measured: a real memserve with two workers on the demo model.
+"""Lineage and erasure, measured: a real memserve on the demo model.
 
 A module knows some facts, which are memories too, and pinned. One fact is erased. Before and after, it and
 its neighbours are asked by every rung: text by recall, text pinned as a warm prefix, the module. Then all of
@@ -65,10 +65,12 @@ class Story:
 def main() -> int:
     options = parser("lineage", __doc__)
     options.add_argument("--seed", type=int, default=20)
+    options.add_argument("--workers", type=int, default=2)
     arguments = options.parse_args()
     facts = shipped_facts() if arguments.quick else distilled_facts(arguments.seed)
     story = Story()
-    with running_stack(workers=2) as stack, Client(stack.address, timeout_s=TIMEOUT_S) as client:
+    running = running_stack(workers=arguments.workers)
+    with running as stack, Client(stack.address, timeout_s=TIMEOUT_S) as client:
         tell(stack, client, facts, story, arguments.seed if not arguments.quick else None)
     show(story)
     erased = story.erased

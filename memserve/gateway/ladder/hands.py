@@ -15,7 +15,6 @@ from memserve.gateway.modules.distillation import ModuleDistillation
 from memserve.gateway.modules.placement import SWAP_TIMEOUT_S, ModulePlacement
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.modules.registry.aliases import AliasRef, Change
-from memserve.policy.modules.references import LIVE
 from memserve.policy.modules.rung_costs import KIND_OF_RUNG
 from memserve.processes.supervised import Background
 
@@ -52,7 +51,7 @@ class LadderHands:
         done: list[str] = []
         if decision.from_rung in WEIGHTS and decision.to_rung.height < decision.from_rung.height:
             for module in standing.modules:
-                if module.is_live and (module.rung is decision.from_rung or module.outdated):
+                if module.misleads or (module.is_live and module.rung is decision.from_rung):
                     done.append(await self._take_down(tenant, standing, module, decision.reason))
         if decision.to_rung in WEIGHTS:
             done.append(await self._put_up(tenant, standing, decision.to_rung, record))
@@ -95,32 +94,29 @@ class LadderHands:
     async def _lead_away(
         self, tenant: Tenant, standing: Standing, version: ModuleVersion, reason: str
     ) -> str:
-        """Take the version out of the alias; where nothing of now is left there, drop the alias. What the
+        """Take the version out of its aliases; where nothing of now is left there, drop the alias. What the
         alias was before may be older still.
         """
-        module = await self._store.module(tenant.name, version.module)
-        targets = {
-            share.version
-            for alias in (module.aliases if module is not None else ())
-            if alias.name == LIVE
-            for share in alias.targets
-        }
-        if version.version not in targets:
-            return ""
         outdated = {
             each.version.version
             for each in standing.modules
             if each.outdated and each.version.module == version.module
         }
-        ref, change = (
-            AliasRef(tenant.name, version.module, LIVE),
-            Change(tenant.principal, reason[:REASON_MAX]),
-        )
-        if targets <= outdated:
-            await self._store.drop_alias(ref, change)
-            return f"{version.module}@{LIVE} is dropped"
-        await self._store.take_out(ref, version.version, change)
-        return f"{version.reference} is taken out of {version.module}@{LIVE}"
+        module = await self._store.module(tenant.name, version.module)
+        done = []
+        for alias in module.aliases if module is not None else ():
+            targets = {share.version for share in alias.targets}
+            ref = AliasRef(tenant.name, version.module, alias.name)
+            change = Change(tenant.principal, reason[:REASON_MAX])
+            if version.version not in targets:
+                continue
+            if targets <= outdated:
+                await self._store.drop_alias(ref, change)
+                done.append(f"{version.module}@{alias.name} is dropped")
+            else:
+                await self._store.take_out(ref, version.version, change)
+                done.append(f"{version.reference} is taken out of {version.module}@{alias.name}")
+        return ", ".join(done)
 
     async def _put_up(self, tenant: Tenant, standing: Standing, rung: Rung, record: LadderRecord) -> str:
         current = [module.version for module in standing.live(rung) if not module.outdated]

@@ -53,11 +53,20 @@ class LadderModule:
 
     version: ModuleVersion
     rung: Rung
-    is_live: bool
-    """The module's alias `live` points at it."""
+    aliases: frozenset[str]
+    """That point at it, alone or with others."""
     is_preloaded: bool
     outdated: bool = False
     """A memory has changed, or is gone, since it was made."""
+
+    @property
+    def is_live(self) -> bool:
+        return LIVE in self.aliases
+
+    @property
+    def misleads(self) -> bool:
+        """Requests still reach it, and it is outdated."""
+        return self.outdated and bool(self.aliases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +162,7 @@ class Standings:
         rung = _rung(checked, is_warm=bool(pinned) and not cooled)
         if rung is not record.rung:
             record.rung, record.since_s = rung, now_s
-        record.has_live = any(module.is_live for module in checked)
+        record.has_live = any(module.aliases for module in checked)
         _settle(record, checked, now_s)
         figures = self._figures(tenant, namespace, list(memories.values()), pinned, record, checked, cooled)
         costs = costs_of(figures, engine)
@@ -171,7 +180,7 @@ class Standings:
             costs,
             changes=min((memory.version - 1 for memory in memories.values()), default=0),
             changed_s=max((memory.updated_s for memory in steady if memory.version > 1), default=None),
-            outdated=rung in WEIGHTS and any(module.outdated and module.is_live for module in checked),
+            outdated=rung in WEIGHTS and any(module.misleads for module in checked),
         )
         return Standing(subject, checked, bool(pinned))
 
@@ -228,7 +237,7 @@ class Standings:
                 memory = await self._one(tenant, namespace, source)
             if memory is None or memory.version != source.version:
                 return LadderModule(
-                    module.version, module.rung, module.is_live, module.is_preloaded, outdated=True
+                    module.version, module.rung, module.aliases, module.is_preloaded, outdated=True
                 )
         return module
 
@@ -258,20 +267,20 @@ class Standings:
                 page, after = await self._store.modules(tenant, after=after, limit=PAGE, kind=kind)
                 left -= len(page)
                 for module in page:
-                    live = {
-                        share.version
-                        for alias in module.aliases
-                        if alias.name == LIVE
-                        for share in alias.targets
-                    }
-                    for number in sorted(live | {module.newest_version}):
+                    names: dict[int, set[str]] = {module.newest_version: set()}
+                    for alias in module.aliases:
+                        for share in alias.targets:
+                            names.setdefault(share.version, set()).add(alias.name)
+                    for number in sorted(names):
                         version = await self._store.version(tenant, module.name, number)
                         if version is None:
                             continue
                         of = {source.namespace for source in sources_of(version)}
                         if len(of) == 1:
                             found.setdefault(of.pop(), []).append(
-                                LadderModule(version, rung, number in live, version.digest in preloaded)
+                                LadderModule(
+                                    version, rung, frozenset(names[number]), version.digest in preloaded
+                                )
                             )
                 if not after:
                     break
@@ -302,15 +311,19 @@ def _new(now_s: float) -> NamespaceRecord:
 
 
 def _rung(modules: Sequence[LadderModule], *, is_warm: bool) -> Rung:
-    """The highest that answers: a module that is live and loaded ahead, or a live one that is outdated, since
-    requests still reach it.
+    """The highest that answers: a module that is live and loaded ahead, or an outdated one that requests
+    still reach.
     """
-    held = [module.rung for module in modules if module.is_live and (module.is_preloaded or module.outdated)]
+    held = [
+        module.rung
+        for module in modules
+        if module.misleads or (module.is_live and module.is_preloaded and not module.outdated)
+    ]
     return max(held, key=lambda rung: rung.height, default=Rung.PREFIX if is_warm else Rung.TEXT)
 
 
 def waits(modules: Sequence[LadderModule], module: LadderModule) -> bool:
-    """Whether it is a version of now that is not live, and none of its rung is."""
+    """Whether it is a version of now that is not live, and no version of now of its rung is."""
     return not (module.is_live or module.outdated) and not any(
         each.rung is module.rung and each.is_live and not each.outdated for each in modules
     )

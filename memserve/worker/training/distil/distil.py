@@ -48,7 +48,7 @@ from memserve.worker.training.distil.checkpoint import Standing, load_checkpoint
 from memserve.worker.training.distil.order import Distilled, DistilOrder
 from memserve.worker.training.distil.packing import packed
 from memserve.worker.training.distil.prompts import Prompts, Row
-from memserve.worker.training.distil.reading import read_memories, read_old_memories
+from memserve.worker.training.distil.reading import read_memories, read_old_memories, sources_of
 from memserve.worker.training.distil.students import LORA_SCALE, STUDENTS, Beginning, Student
 from memserve.worker.training.distil.teacher import Teacher, Told
 
@@ -111,7 +111,7 @@ class _Training:
         if order.parent and order.recipe.old_share:
             # Where both state a fact, the new memory does.
             readings += read_old_memories(order.old_texts, readings)
-        self._sources = [text for text, found in readings for _ in found]
+        self._sources = sources_of(readings)
         self._readings = [reading for _, found in readings for reading in found]
         yield DistilProgress("reading", 0, 0, self._cpu_s, 0)
         student = self._open()

@@ -41,3 +41,11 @@ def read_old_memories(
         if own:
             kept.append((text, own))
     return kept
+
+
+def sources_of(memories: Sequence[tuple[str, Sequence[Reading]]]) -> list[str]:
+    """What the teacher of each reading has in its prompt, in the readings' order.
+
+    It is the memory; of a memory that states several facts, the sentence: a weak base misreads a whole page.
+    """
+    return [text if len(found) == 1 else reading.sentence for text, found in memories for reading in found]
