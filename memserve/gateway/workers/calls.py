@@ -189,17 +189,8 @@ class GrpcCalls:
     async def distil(
         self, request: DistillationRequest, timeout_s: float | None = None
     ) -> AsyncGenerator[DistilProgress | ComposedPiece | DistilReport, None]:
-        message = pb.DistilModuleRequest(
-            kind=request.kind,
-            texts=request.texts,
-            recipe=pb.DistilRecipe(**asdict(request.recipe)),
-            seed=request.seed,
-            budget_s=request.budget_s,
-            recall_template=request.recall_template,
-            parent_digest=request.parent_digest,
-            old_texts=request.old_texts,
-            memory_keys=request.memory_keys,
-        )
+        # The fields have the same names.
+        message = pb.DistilModuleRequest(**asdict(request))
         async with self._calling() as channel:
             call = channel.stub.DistilModule(message, timeout=timeout_s)
             try:
