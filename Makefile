@@ -8,7 +8,7 @@ BIN := .venv/bin
 
 .PHONY: help setup demo test deploy-tools chromium check format proto client chart lock clean
 help:
-	@echo "make demo    set up, then show what memserve does (about 3 minutes the first time)"
+	@echo "make demo    set up, then show what memserve does on a small real model (6 minutes the first time)"
 	@echo "make test    set up, then run every test; installs Chromium where it is missing and apt-get may"
 	@echo "make check   lint, types, import contracts, generated code and docs"
 	@echo "make proto   generate memserve/pb from protos/"

@@ -1,30 +1,35 @@
-"""Make the README's picture, `docs/demo.svg`, of a real run: `python docs/picture.py` tells the demo's story.
+"""Make the README's picture, `docs/demo.svg`, of a real run's figures.
 
-It takes as long as `memserve demo`, about three minutes. Nothing is written when a bar of the demo is missed.
+`memserve demo --json > figures.json`, then `python docs/picture.py figures.json`. Nothing is written when a
+bar of the demo is missed.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
+import json
 import sys
 from pathlib import Path
 
+from memserve.cli.demo_handbook import ACTS, act_text, closing
 from memserve.cli.terminal import PlainConsole
-from memserve.embedded.story import print_story, tell_story
-from memserve.private_files import private_umask
 
 TARGET = Path(__file__).with_name("demo.svg")
-WIDTH = 120
+WIDTH = 150
 
 
 def main() -> int:
-    private_umask()
-    figures = tell_story(lambda line: print(line, file=sys.stderr, flush=True), workers=2, keep=False)
-    console = PlainConsole(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
-    print_story(figures, console)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("figures", type=Path, help="what `memserve demo --json` has printed")
+    figures = json.loads(parser.parse_args().figures.read_text(encoding="utf-8"))
     if not figures["ok"]:
         print("\n".join(figures["failed"]), file=sys.stderr)
         return 1
+    console = PlainConsole(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
+    for act in ACTS:
+        console.print(act_text(act, figures[act]))
+    console.print(closing(figures))
     console.save_svg(str(TARGET), title="memserve demo", unique_id="demo")
     TARGET.chmod(0o644)
     return 0

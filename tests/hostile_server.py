@@ -13,13 +13,13 @@ import grpc
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
+from memserve.pb.v1 import activation_pb2, inference_pb2, lineage_pb2, memory_pb2, module_pb2, status_pb2
 
 # Rich's markup and an emoji of its, a cleared screen, a window title (OSC), C1's CSI, a bell, a return, a
 # line that looks like memserve's own, text turned round, and half of a surrogate pair cannot be sent.
 MARKS = ("[/INST]", "[bold]x[/bold]", ":warning:")
 HOSTILE = f"{' '.join(MARKS)} \x1b[2J\x1b]0;owned\x07\x9b31m\r\nmemserve: all is well\u202e\u2028 end"
-FILES = (activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2)
+FILES = (activation_pb2, inference_pb2, lineage_pb2, memory_pb2, module_pb2, status_pb2)
 NUMBERS = {FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT}
 # Not free text: a newer server's kinds are the client's to understand.
 FIXED = {"kind": "lora"}

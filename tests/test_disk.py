@@ -38,6 +38,7 @@ READS = {
     "Recall",
     "ListNamespaces",
     "GetStatus",
+    "GetLadder",
     "LookupPrefix",
     "GetUsage",
     "GetUpload",
@@ -49,6 +50,8 @@ READS = {
     "ReadVersion",
     "ListAliasHistory",
     "ListAuditEvents",
+    "ListConsolidations",
+    "ListDistillations",
     "WatchModules",
 }
 

@@ -19,11 +19,11 @@ from memserve.api.http.bodies import Body
 from memserve.cli.app import app
 from memserve.config import SETTINGS_DIR, SETTINGS_FILE, Settings
 from memserve.domain import LinkKind
-from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
+from memserve.pb.v1 import activation_pb2, inference_pb2, lineage_pb2, memory_pb2, module_pb2, status_pb2
 from memserve.pb.worker.v1 import worker_pb2
 from tests.pages import DOCS, PAGES, ROOT, blocks, commands, prose, text_of
 
-PROTOS = (activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2, worker_pb2)
+PROTOS = (activation_pb2, inference_pb2, lineage_pb2, memory_pb2, module_pb2, status_pb2, worker_pb2)
 COMMANDS: Any = typer.main.get_command(app)
 WIDTH_MAX = 110
 TOP_FOLDERS = ("memserve", "protos", "deploy", "tests", "loadtests", "docs")

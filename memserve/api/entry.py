@@ -44,6 +44,8 @@ CHANGES = frozenset(
         "ForgetWhere",
         "EraseMemory",
         "DeleteNamespace",
+        "ConsolidateNamespace",
+        "DecideConsolidation",
         "ReindexMemories",
         "RecordOutcome",
         "PublishModule",

@@ -19,12 +19,15 @@ from memserve.cli.audit import audit_app
 from memserve.cli.backup import backup, restore
 from memserve.cli.bench import bench
 from memserve.cli.certs import certs_app
+from memserve.cli.consolidating import consolidating_app
 from memserve.cli.cube import cube_app
 from memserve.cli.demo import demo
 from memserve.cli.explain import explain
 from memserve.cli.health import health
 from memserve.cli.keys import keys_app
 from memserve.cli.kv import kv_app
+from memserve.cli.ladder import ladder_app
+from memserve.cli.lineage import lineage_app
 from memserve.cli.memories import forget, remember, search
 from memserve.cli.memory_commands import memories_app
 from memserve.cli.memory_set_commands import memory_sets_app
@@ -90,9 +93,12 @@ for _command in (
 ):
     app.command()(_command)
 memories_app.add_typer(memory_sets_app)
+memories_app.add_typer(consolidating_app)
 app.add_typer(memories_app, name="memories")
 app.add_typer(modules_app, name="modules")
+app.add_typer(ladder_app, name="ladder")
 app.add_typer(cube_app, name="cube")
+app.add_typer(lineage_app, name="lineage")
 app.add_typer(models_app, name="models")
 app.add_typer(audit_app, name="audit")
 app.add_typer(kv_app, name="kv")

@@ -12,7 +12,7 @@ from rich.text import Text
 from memserve.cli.memory_options import metadata_of
 from memserve.cli.options import Call, gateway_command, print_json, text_of
 from memserve.cli.terminal import coloured, err
-from memserve.client import Event, Message, Role, Route, Sampling, Slo, TextDelta, Usage
+from memserve.client import Event, Message, Role, Route, RungCost, Sampling, Slo, TextDelta, Usage
 from memserve.domain import Expert, UsedModule
 from memserve.plain import paragraphs
 
@@ -230,6 +230,8 @@ def print_event(event: Event) -> None:
         case Usage():
             print()
             err.print(usage_line(event))
+            if event.rungs:
+                err.print(coloured(f"took part: {'; '.join(map(rung_line, event.rungs))}", "dim"))
 
 
 def route_lines(route: Route) -> Iterator[Text]:
@@ -249,6 +251,8 @@ def route_lines(route: Route) -> Iterator[Text]:
         changes = ["system text and passages stand in a turn of the user"] if route.system_folded else []
         changes += [f"{route.merged_turns} turns joined to the one before"] if route.merged_turns else []
         yield coloured(f"for the model's chat template: {', '.join(changes)}", "dim")
+    for fact in route.outdated:
+        yield coloured(f"the text wins over {fact.module}: {fact.why}", "yellow")
     for used in route.modules:
         yield coloured(module_line(used), "dim")
     yield coloured(f"request {route.request_id}", "dim")
@@ -258,6 +262,13 @@ def route_lines(route: Route) -> Iterator[Text]:
 def module_line(used: UsedModule) -> str:
     shift = f", alpha {used.alpha:g}" if used.alpha else ""
     return f"{used.name}@{used.version} ({used.digest[:12]}{shift}): {used.reason}"
+
+
+def rung_line(rung: RungCost) -> str:
+    costs = [f"{rung.tokens} tokens"] if rung.tokens else []
+    costs += [f"{rung.bytes} bytes"] if rung.bytes else []
+    costs += [f"{rung.ms:.1f} ms"] if rung.ms else []
+    return f"{rung.kind} {rung.name}".rstrip() + (f" ({', '.join(costs)})" if costs else "")
 
 
 def usage_line(usage: Usage) -> Text:

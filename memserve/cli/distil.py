@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
+from rich.table import Table
 
-from memserve.cli.module_tables import version_text
+from memserve.cli.module_tables import version_text, when
 from memserve.cli.modules import LONG_S, Name, kind_named, modules_app
 from memserve.cli.options import Call, gateway_command
 from memserve.cli.terminal import err, line, progress_bar
-from memserve.domain import DEFAULT_RECIPE, DistilChoice, DistilPlan, DistilProgress, Recipe
+from memserve.domain import (
+    DEFAULT_RECIPE,
+    DistilChoice,
+    DistillationJob,
+    DistilPlan,
+    DistilProgress,
+    ModuleKind,
+    ModuleVersion,
+    Recipe,
+)
 from memserve.errors import StartupError
 
+LINE_S = 5.0
+"""Between two lines about one stage."""
 _GIVEN = {each.name: each.type for each in fields(Recipe)}
 
 
@@ -62,6 +76,12 @@ class TrainingOptions:
         typer.Option(help=f"NAME=NUMBER, of {', '.join(_GIVEN)}; may be repeated."),
     ] = None
     notes: Annotated[str, typer.Option(help="Kept with the version.")] = ""
+    from_reference: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="NAME@NUMBER", help="A LoRA to train on; what it was made of is asked again."
+        ),
+    ] = ""
 
     def chosen_recipe(self) -> Recipe:
         """Raises StartupError."""
@@ -87,10 +107,11 @@ def distil(
     dry_run: Annotated[bool, typer.Option(help="Only show what would be trained on.")] = False,
     stop: Annotated[bool, typer.Option(help="Stop the distillation of this module.")] = False,
 ) -> None:
-    """Distil memories into a candidate version, with its gate report. Nothing is promoted.
+    """Distil memories into a candidate version, with its gate report.
 
-    The job goes on when this command ends. The same command then watches it, or
-    goes on from its checkpoint.
+    It is promoted only where the setting promote_distilled names the tenant.
+    The job goes on when this command ends, and after a restart. The same command
+    watches it; `memserve modules distillations` lists all.
 
     Example: `memserve modules distil handbook --namespace town --dry-run`
     """
@@ -104,12 +125,13 @@ def distil(
         call.show(plan, text=Group(*plan_lines(plan)))
         return
     with progress_bar(f"distilling {name}") as bar:
+        told = Told(bar)
 
         def tell(event: DistilPlan | DistilProgress) -> None:
-            if isinstance(event, DistilProgress):
-                bar(event.done, event.total)
-            else:
+            if isinstance(event, DistilPlan):
                 err.print(plan_lines(event)[0])
+            elif text := told.of(event, time.monotonic()):
+                err.print(line(text), soft_wrap=True)
 
         version = call.client.modules.distil(
             name,
@@ -119,6 +141,7 @@ def distil(
             budget_s=options.budget_s,
             seed=options.seed,
             notes=options.notes,
+            from_reference=options.from_reference,
             progress=tell,
         )
     if version is None:
@@ -126,6 +149,78 @@ def distil(
         call.show(ended, text=line(f"{name}: the distillation was stopped"))
         return
     call.show(version, text=version_text(version))
+    if not call.as_json:
+        err.print(Group(*next_lines(version)), soft_wrap=True)
+
+
+class Told:
+    """How far a job is: a bar, and a line when a stage begins and every few seconds."""
+
+    def __init__(self, bar: Callable[[int, int], None]) -> None:
+        self._bar = bar
+        self._stage = ""
+        self._said_s = 0.0
+
+    def of(self, event: DistilProgress, now_s: float) -> str:
+        """The line to print; "" for none."""
+        self._bar(event.done, event.total)
+        if event.stage == self._stage and now_s - self._said_s < LINE_S:
+            return ""
+        self._stage, self._said_s = event.stage, now_s
+        return progress_line(event)
+
+
+def progress_line(event: DistilProgress) -> str:
+    """The stage, how far it is, and what it has cost."""
+    done = f" {event.done} of {event.total}" if event.total else ""
+    loss = "" if event.median_loss is None else f", median loss {event.median_loss:.3f}"
+    cost = f", {event.cpu_s:.0f} processor seconds" if event.cpu_s else ""
+    trained = f", {event.tokens:,} tokens trained" if event.tokens else ""
+    return f"{event.stage}{done}{loss}{cost}{trained}"
+
+
+def next_lines(version: ModuleVersion) -> list[RenderableType]:
+    """What can be done with a version that nothing promotes by itself."""
+    use = "--module" if version.kind is ModuleKind.LORA else f"--{version.kind}"
+    return [
+        line(
+            f"{version.reference} is a candidate. Ask it:  "
+            f"memserve generate QUESTION {use} {version.reference}"
+        ),
+        line(f"Promote it:  memserve modules promote {version.module} {version.version}"),
+    ]
+
+
+@modules_app.command("distillations")
+@gateway_command(timeout_s=30)
+def distillations(call: Call) -> None:
+    """List the distillations: under way, and ended in the last seven days.
+
+    The newest of each module is shown, with why it failed or was stopped.
+    """
+    jobs = call.client.modules.distillations()
+    call.show({"distillations": [asdict(job) for job in jobs]}, text=distillations_table(jobs))
+
+
+def distillations_table(jobs: Sequence[DistillationJob]) -> Table:
+    table = Table("module", "state", "stage", "done", "CPU s", "begun", "by", "version", "")
+    for job in jobs:
+        version = f"{job.module}@{job.version}" if job.version else ""
+        if job.passed is not None:
+            version += ", passed" if job.passed else ", refused by the gate"
+        told = f"promoted to {job.promoted_to}" if job.promoted_to else job.reason
+        table.add_row(
+            job.module,
+            job.state,
+            job.progress.stage,
+            f"{job.progress.done}/{job.progress.total}",
+            f"{job.progress.cpu_s:.0f}",
+            when(job.begun_s),
+            job.principal,
+            version,
+            told,
+        )
+    return table
 
 
 def plan_lines(plan: DistilPlan) -> list[RenderableType]:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from memserve.cli.ask import rung_line
 from memserve.cli.options import Call, gateway_command
 from memserve.client import AnswerExplanation, Explanation, KeptAnswer, RouteCandidate
 
@@ -110,6 +111,10 @@ def explanation_lines(found: Explanation) -> Iterator[RenderableType]:
         f"{route.prompt_tokens} prompt tokens; predicted {route.predicted_ttft_ms:.0f} ms, "
         f"within {route.predicted_within_ms:.0f} ms for nine of ten"
     )
+    for fact in route.outdated:
+        yield f"the text wins over {fact.module}: {fact.why}"
+    if usage is not None and usage.rungs:
+        yield f"took part: {'; '.join(map(rung_line, usage.rungs))}"
     took = f", TTFT {usage.ttft_ms:.0f} ms from the call's acceptance" if usage else ""
     yield f"outcome: {found.outcome}{took}"
 

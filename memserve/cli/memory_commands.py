@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Group
 
+from memserve.cli.lineage import erasure_lines
 from memserve.cli.memory_options import (
     ContentOptions,
     ExpectedVersion,
@@ -16,7 +17,6 @@ from memserve.cli.memory_options import (
     PolicyOptions,
 )
 from memserve.cli.memory_tables import (
-    erased_table,
     finding_lines,
     history_text,
     hits_table,
@@ -131,10 +131,20 @@ def erase(
     namespace: Namespace,
     memory_id: MemoryId,
     reason: Annotated[str, typer.Option(help="Why; kept in the audit.")] = "",
+    dry_run: Annotated[bool, typer.Option(help="Only show what would be removed.")] = False,
 ) -> None:
-    """Remove a memory with its history, everywhere and for good. Says what was removed where."""
-    places = call.client.erase_memory(namespace, memory_id, reason=reason)
-    call.show({"places": [asdict(place) for place in places]}, text=erased_table(places))
+    """Remove a memory and all that was made of it, for good.
+
+    Says what was removed where: texts with their history, module versions that
+    know it, KV, answers. What cannot be reached yet is removed later.
+
+    Example: `memserve memories erase town amber --dry-run`
+    """
+    if dry_run:
+        erasure = call.client.lineage.plan_erasure(namespace, memory_id)
+    else:
+        erasure = call.client.lineage.erase(namespace, memory_id, reason=reason)
+    call.show(erasure, text=Group(*erasure_lines(erasure)))
 
 
 @memories_app.command("links")

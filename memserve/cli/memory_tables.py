@@ -152,8 +152,9 @@ def history_text(history: MemoryHistory) -> RenderableType:
     return Group(table, line(f"{history.dropped} older versions have left"))
 
 
-def erased_table(places: Iterable[ErasedPlace]) -> Table:
-    table = Table("place", "removed", "detail")
+def erased_table(places: Iterable[ErasedPlace], counted: str = "removed") -> Table:
+    """counted: what the number of a place is."""
+    table = Table("place", counted, "detail")
     for place in places:
         table.add_row(place.place, str(place.removed), place.detail)
     return table

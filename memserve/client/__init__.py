@@ -10,10 +10,12 @@ protobuf.
 from memserve.client._async.activation import AsyncActivationCalls
 from memserve.client._async.client import AsyncClient, async_wait_until_ready
 from memserve.client._async.cubes import AsyncCubeCalls
+from memserve.client._async.lineage import AsyncLineageCalls
 from memserve.client._async.modules import AsyncModuleCalls
 from memserve.client._sync.activation import ActivationCalls
 from memserve.client._sync.client import Client, wait_until_ready
 from memserve.client._sync.cubes import CubeCalls
+from memserve.client._sync.lineage import LineageCalls
 from memserve.client._sync.modules import ModuleCalls
 from memserve.client.cube.reading import read_cube
 from memserve.client.cube.values import (
@@ -53,7 +55,13 @@ from memserve.domain import (
     AnswerExplanation,
     AuditEvent,
     CachedTokens,
+    Consolidation,
+    ConsolidationPlan,
+    ConsolidationProbes,
+    ConsolidationState,
     DistilChoice,
+    DistillationJob,
+    DistillationState,
     DistilPlan,
     DistilProgress,
     DocumentReport,
@@ -77,6 +85,7 @@ from memserve.domain import (
     KeptPassage,
     KeptPrompt,
     LeaveOneOut,
+    LeftAlone,
     Link,
     LinkKind,
     Memory,
@@ -89,6 +98,9 @@ from memserve.domain import (
     MemoryState,
     MemoryUsage,
     MemoryVersion,
+    Merge,
+    MergedMemory,
+    MergeKind,
     Message,
     MetadataValue,
     Module,
@@ -101,6 +113,7 @@ from memserve.domain import (
     NamespaceUsage,
     NewDocument,
     NewMemory,
+    OutdatedFact,
     PassageWeight,
     Place,
     Priority,
@@ -117,6 +130,7 @@ from memserve.domain import (
     Role,
     Route,
     RouteCandidate,
+    RungCost,
     Sampling,
     ScoredMemory,
     SearchQuery,
@@ -134,6 +148,17 @@ from memserve.domain import (
     WorkerResidency,
     WritePolicy,
 )
+from memserve.domain.lineage import (
+    Erasure,
+    ErasureState,
+    Lineage,
+    LineageEdge,
+    LineageKind,
+    LineageNode,
+    LineageState,
+    MovedAlias,
+    Retraining,
+)
 from memserve.errors import UsageError
 
 __all__ = [
@@ -149,6 +174,7 @@ __all__ = [
     "AsyncActivationCalls",
     "AsyncClient",
     "AsyncCubeCalls",
+    "AsyncLineageCalls",
     "AsyncModuleCalls",
     "AuditEvent",
     "CacheUsage",
@@ -156,6 +182,10 @@ __all__ = [
     "CachedTokens",
     "CallFailed",
     "Client",
+    "Consolidation",
+    "ConsolidationPlan",
+    "ConsolidationProbes",
+    "ConsolidationState",
     "ContentFile",
     "Conversation",
     "Cube",
@@ -171,8 +201,12 @@ __all__ = [
     "DistilPlan",
     "DistilProgress",
     "DistilWatch",
+    "DistillationJob",
+    "DistillationState",
     "DocumentReport",
     "ErasedPlace",
+    "Erasure",
+    "ErasureState",
     "Event",
     "Evicted",
     "ExcludedWorker",
@@ -195,7 +229,14 @@ __all__ = [
     "KeptPassage",
     "KeptPrompt",
     "LeaveOneOut",
+    "LeftAlone",
     "LeftOut",
+    "Lineage",
+    "LineageCalls",
+    "LineageEdge",
+    "LineageKind",
+    "LineageNode",
+    "LineageState",
     "Link",
     "LinkKind",
     "MemoriesOutcome",
@@ -209,6 +250,9 @@ __all__ = [
     "MemoryState",
     "MemoryUsage",
     "MemoryVersion",
+    "Merge",
+    "MergeKind",
+    "MergedMemory",
     "Message",
     "MetadataValue",
     "Module",
@@ -218,10 +262,12 @@ __all__ = [
     "ModulePlace",
     "ModuleUse",
     "ModuleVersion",
+    "MovedAlias",
     "NamespaceErasure",
     "NamespaceUsage",
     "NewDocument",
     "NewMemory",
+    "OutdatedFact",
     "PassageWeight",
     "Place",
     "Priority",
@@ -236,9 +282,11 @@ __all__ = [
     "ReindexProgress",
     "Reinforced",
     "Remembered",
+    "Retraining",
     "Role",
     "Route",
     "RouteCandidate",
+    "RungCost",
     "Sampling",
     "ScoredMemory",
     "SearchQuery",

@@ -13,9 +13,11 @@ from pydantic import (
     model_validator,
 )
 
+from memserve.config.distilling import DistillingSettings
 from memserve.config.embedding import EmbeddingSettings
 from memserve.config.held_modules import HeldModuleSettings
 from memserve.config.identity import IdentitySettings
+from memserve.config.ladder import LadderSettings
 from memserve.config.ports import PortSettings
 from memserve.config.redis_urls import with_certificates
 from memserve.config.values import RoutingPolicy, SettingFile
@@ -25,7 +27,14 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 
-class Settings(PortSettings, IdentitySettings, EmbeddingSettings, HeldModuleSettings):
+class Settings(
+    PortSettings,
+    IdentitySettings,
+    EmbeddingSettings,
+    HeldModuleSettings,
+    LadderSettings,
+    DistillingSettings,
+):
     """The settings of one memserve process. Units are in the names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

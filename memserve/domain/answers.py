@@ -10,8 +10,10 @@ from memserve.domain.open_enum import OpenEnum
 from memserve.domain.prefixes import CachedTokens
 from memserve.domain.recalled import (
     ModuleFit,
+    OutdatedFact,
     RecallOutcome,
     RecallPart,
+    RungCost,
     ScoredMemory,
     SearchQuery,
     Skipped,
@@ -224,6 +226,8 @@ class Route:
     """What each memory gave, at what cost."""
     module_fits: tuple[ModuleFit, ...] = ()
     """Modules that were looked at for the question."""
+    outdated: tuple[OutdatedFact, ...] = ()
+    """Facts of the modules that a passage in the prompt corrects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +254,8 @@ class Usage:
     finish_reason: FinishReason
     stored_tokens: int = 0
     """Prompt tokens whose KV the worker has computed and keeps from now on: full blocks."""
+    rungs: tuple[RungCost, ...] = ()
+    """What took part in the answer."""
 
 
 @dataclass(frozen=True, slots=True)

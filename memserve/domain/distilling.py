@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from memserve.domain.modules import ModuleKind
+from memserve.domain.open_enum import OpenEnum
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -31,6 +34,9 @@ class Recipe:
     """In how many ways a fact is asked, at most."""
     tokens: int = 0
     """Positions of a cartridge. It gets fewer where the memories have fewer tokens."""
+    old_share: float = 0.35
+    """Where an earlier version is trained on: the share of the facts' questions that ask for what it was made
+    of. 0: none is asked, and what it knew is forgotten."""
 
 
 DEFAULT_RECIPE = Recipe()
@@ -47,6 +53,21 @@ class DistilChoice:
     """Only memories of these documents. Empty: all of the namespaces'."""
     memories: tuple[tuple[str, str], ...] = ()
     """Namespaces and ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """What is distilled into what."""
+
+    name: str
+    choice: DistilChoice
+    kind: ModuleKind = ModuleKind.LORA
+    recipe: Recipe = DEFAULT_RECIPE
+    budget_s: float = 0.0
+    seed: int = 0
+    notes: str = ""
+    from_reference: str = ""
+    """The version that is trained on. Empty: a new module is trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +101,7 @@ class DistilProgress:
     """How far it is."""
 
     stage: str
-    """`reading`, `teaching`, `training`, `writing` or `gate`."""
+    """`waiting`, for a worker; `reading`, `teaching`, `training`, `writing` or `gate`."""
     done: int
     """Steps; of the gate: questions."""
     total: int
@@ -90,3 +111,44 @@ class DistilProgress:
     """That were trained on."""
     median_loss: float | None = None
     """Of the values' tokens in the last steps, in nats."""
+
+
+class DistillationState(OpenEnum):
+    """What has become of a distillation."""
+
+    RUNNING = "running"
+    DONE = "done"
+    """It has a version."""
+    FAILED = "failed"
+    """Nothing is left of it but its reason."""
+    STOPPED = "stopped"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class DistillationJob:
+    """A distillation as anybody of its tenant sees it: the newest of its module."""
+
+    job_id: str
+    module: str
+    kind: ModuleKind
+    state: DistillationState
+    principal: str
+    """Who began it."""
+    begun_s: float
+    """Seconds since the epoch."""
+    ended_s: float
+    """0: it has not ended."""
+    progress: DistilProgress
+    """The last that was said of it."""
+    taken_up: int = 0
+    """How often another gateway, or the same one after a restart, has taken it up."""
+    version: int = 0
+    """0: none yet."""
+    passed: bool | None = None
+    """Whether the version passed the gate. None: it was not judged yet."""
+    promoted_to: str = ""
+    """The alias that the tenant's policy has promoted it to. Empty: none."""
+    reason: str = ""
+    """Why it failed or was stopped, or was not promoted."""
+    from_reference: str = ""

@@ -249,6 +249,8 @@ class ErasedPlace:
     removed: int
     detail: str
     """One line for a person."""
+    pending: bool = False
+    """A part of it could not be reached yet. The erasure goes on by itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,7 +197,7 @@ class AliasChange:
     """Seconds since the epoch."""
     principal: str
     action: str
-    """promote, rollback, split, canary_rollback or drop."""
+    """promote, rollback, split, canary_rollback, erase or drop."""
     reason: str
     forced: bool
     """The change was made although the gate refused it."""

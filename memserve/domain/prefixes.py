@@ -57,3 +57,17 @@ class Warmth:
     stored_tokens: int
     """In Redis. Only full chunks are stored."""
     done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FreedMemory:
+    """What a worker has removed of erased memories."""
+
+    blocks: int
+    """KV of the device's memory."""
+    chunks: int
+    """Of the host's memory."""
+    held: int
+    """What could not be freed yet, because it is on its way to or from Redis. It is freed by a later call."""
+    trainings: int = 0
+    """Checkpoints of trainings that have not ended."""

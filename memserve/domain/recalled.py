@@ -172,6 +172,40 @@ class ModuleFit:
 
 
 @dataclass(frozen=True, slots=True)
+class OutdatedFact:
+    """A fact that a module was made of, and that a passage in the prompt corrects. The text wins."""
+
+    module: str
+    """`name@number`."""
+    namespace: str
+    memory_id: str
+    known_version: int
+    """Of the memory: the one that the module was made of."""
+    text_namespace: str
+    text_memory_id: str
+    text_version: int
+    """The passage: another version of that memory, or another memory."""
+    why: str
+    """One line for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class RungCost:
+    """One way in which knowledge took part in an answer, and its cost. 0 is what is not known, or nothing."""
+
+    kind: str
+    """passages, prefix, or a kind of modules."""
+    name: str
+    """Of a module: `name@number`."""
+    tokens: int = 0
+    """Of the prompt: passages, cached tokens, or the positions of a cartridge."""
+    bytes: int = 0
+    """Of a module's files."""
+    ms: float = 0.0
+    """Recall, look-up, or a module's predicted loading."""
+
+
+@dataclass(frozen=True, slots=True)
 class RecallPreview:
     """What an answer would be made with."""
 

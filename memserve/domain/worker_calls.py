@@ -14,7 +14,7 @@ from typing import Protocol
 from memserve.domain.answers import FinishReason, RefusalReason, Sampling
 from memserve.domain.distilling import DistilProgress, Recipe
 from memserve.domain.modules import ModuleKind, ModulePlace
-from memserve.domain.prefixes import CachedTokens
+from memserve.domain.prefixes import CachedTokens, FreedMemory
 from memserve.domain.tenants import Priority
 
 REASON, RETRY_AFTER = "memserve-reason", "retry-after-s"
@@ -230,6 +230,12 @@ class DistillationRequest:
     """Processor seconds. 0: what suits the model's size."""
     recall_template: str = ""
     """The source of the template that puts passages into prompts."""
+    parent_digest: str = ""
+    """The LoRA that is trained on. Empty: a new one."""
+    old_texts: tuple[str, ...] = ()
+    """Of the memories that the parent was made of."""
+    memory_keys: tuple[str, ...] = ()
+    """Names of the memories, which say nothing of their texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +346,12 @@ class WorkerCalls(Protocol):
 
     async def lookup_blocks(self, keys: Sequence[bytes], timeout_s: float) -> HeldBlocks:
         """How many of a prompt's leading blocks the worker holds. keys: [blocks], in order."""
+
+    async def forget_memories(self, tenant: str, keys: Sequence[str], timeout_s: float) -> FreedMemory:
+        """Remove all KV of a tenant from the worker's own memory, and what trainings keep of these memories.
+
+        Requests under way keep their KV to their end. keys: as DistillationRequest has them; none: KV only.
+        """
 
     async def load_module(self, digest: str, kind: ModuleKind, *, pin: bool, timeout_s: float) -> ModulePlace:
         """Load a module. pin: keep it when others need room. WrongRequest: the module itself is wrong."""

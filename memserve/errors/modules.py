@@ -98,3 +98,10 @@ class AuditFull(MemserveError):
             f"the audit of tenant {tenant} has {size_bytes} of {limit_bytes} bytes; `memserve audit export "
             "FILE --release` makes room"
         )
+
+
+class DistillationFailed(MemserveError):
+    """A distillation has ended without a version."""
+
+    def __init__(self, module: str, reason: str) -> None:
+        super().__init__(f"distilling {module} has failed: {reason}")

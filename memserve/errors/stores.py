@@ -13,6 +13,13 @@ class NamespaceNotFound(MemserveError):
         self.namespace = namespace
 
 
+class ErasureNotFound(MemserveError):
+    """The tenant has no erasure of this id, or it is no longer kept."""
+
+    def __init__(self, erasure_id: str) -> None:
+        super().__init__(f"no erasure {erasure_id!r} is kept; `memserve lineage erasures` lists them")
+
+
 class MemoryNotFound(MemserveError):
     """The namespace has no memory with this id."""
 

@@ -11,25 +11,31 @@ from pathlib import Path
 from memserve import credentials
 from memserve.config import Settings
 from memserve.disk import DiskWatch
-from memserve.errors import (
-    StartupError,
-)
+from memserve.errors import StartupError
 from memserve.gateway.access.callers import Access, Inflight
 from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.answer_explanations import AnswerExplanations
+from memserve.gateway.consolidation import Consolidations
 from memserve.gateway.decisions import Decisions
 from memserve.gateway.documents import DocumentKeeper
 from memserve.gateway.erasure import OutsideTheStore
+from memserve.gateway.erasures.assembly import Reached, erasing_of
+from memserve.gateway.erasures.erasures import Erasures
 from memserve.gateway.explanations import Explanations
 from memserve.gateway.feedback import Feedback
+from memserve.gateway.ladder.controller import LadderController, order_of
+from memserve.gateway.ladder.hands import LadderHands
+from memserve.gateway.ladder.standing import Standings
 from memserve.gateway.layout import PromptLayout, open_layout
 from memserve.gateway.leave_one_out import LeavingOneOut
+from memserve.gateway.lineage.lineage import LineageReader
 from memserve.gateway.live import LiveRequests
 from memserve.gateway.module_fit import ModuleFits
 from memserve.gateway.modules.canary import CanaryWatch
 from memserve.gateway.modules.chosen_memories import ChosenMemories
 from memserve.gateway.modules.composition import ModuleComposition
 from memserve.gateway.modules.deletion import ModuleDeletion
+from memserve.gateway.modules.distil_work import DistilWork
 from memserve.gateway.modules.distillation import ModuleDistillation
 from memserve.gateway.modules.gate import Gate
 from memserve.gateway.modules.gatekeeper import Gatekeeper
@@ -63,6 +69,7 @@ from memserve.gateway.steps.resolve import ModuleUses
 from memserve.gateway.steps.route import Router
 from memserve.gateway.steps.stream import Answers
 from memserve.gateway.surprise import SurpriseGate
+from memserve.gateway.taught import TaughtFacts
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.gateway.warm_pinned import WarmPinned
 from memserve.gateway.workers.calls import GrpcCalls
@@ -71,6 +78,7 @@ from memserve.kv.lookup import PrefixLookup
 from memserve.loop_pressure import LoopPressure
 from memserve.memory.answers.store import KeptAnswers
 from memserve.memory.documents.reader import DocumentReader
+from memserve.memory.erasures.store import KeptErasures
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.prefixes.memory import ActivationMemory
 from memserve.memory.texts.encoders.watched import WatchedEndpoint
@@ -83,6 +91,7 @@ from memserve.policy.routing.residuals import Residuals
 from memserve.private_files import open_data_dir
 from memserve.processes.supervised import Background
 from memserve.registry.gateways import Gateways
+from memserve.registry.ladder import LadderRecords
 from memserve.tls.live import LiveTls
 from memserve.turns import FairThreads, leave_one, on_own_thread
 
@@ -114,7 +123,9 @@ class GatewayParts:
     tokens: TokenQuota
     answers: KeptAnswers
     ledger: UseLedger
+    erasures: KeptErasures
     documents: DocumentReader
+    ladder: LadderRecords
     uses: ModuleUses = field(default_factory=ModuleUses)
     outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)
     decisions: Decisions = field(default_factory=Decisions)
@@ -141,10 +152,14 @@ class GatewayServices:
     deletion: ModuleDeletion
     composition: ModuleComposition
     distillation: ModuleDistillation
+    consolidations: Consolidations
     canaries: CanaryWatch
     warm_pinned: WarmPinned
+    ladder: LadderController
     explanations: AnswerExplanations
     scoring: Scoring
+    lineage: LineageReader
+    erasures: Erasures
 
 
 @contextlib.asynccontextmanager
@@ -174,14 +189,11 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         )
         pool = await open_pool(settings, model, connect, metrics, modules.base_digest, stack)
         tokens = TokenQuota(settings.redis, settings.tokens_per_minute_per_tenant)
-        stack.push_async_callback(tokens.close)
         answers = KeptAnswers(settings.redis, settings.answers_kept_s, tokenizer.decode, metrics.not_kept)
-        stack.push_async_callback(answers.close)
-        ledger = UseLedger(settings.redis)
-        stack.push_async_callback(ledger.close)
-        connect_texts(texts, tokenizer, OutsideTheStore(answers, ledger, activation, settings.data))
-        documents = DocumentReader()
-        stack.callback(documents.close)
+        ledger, erasures = UseLedger(settings.redis), KeptErasures(settings.redis)
+        for kept in (tokens, answers, ledger, erasures):
+            stack.push_async_callback(kept.close)
+        connect_texts(texts, tokenizer, OutsideTheStore(answers, ledger, settings.data))
         gateways = Gateways(settings.redis)
         stack.push_async_callback(gateways.close)
         background = Background()
@@ -206,7 +218,9 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
             tokens=tokens,
             answers=answers,
             ledger=ledger,
-            documents=documents,
+            erasures=erasures,
+            documents=stack.enter_context(contextlib.closing(DocumentReader())),
+            ladder=await stack.enter_async_context(contextlib.aclosing(LadderRecords(settings.redis))),
         )
 
 
@@ -219,35 +233,19 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     router = Router(pool, settings, parts.residuals, parts.breakers)
     pinned = Pinned(parts.texts)
     prefixes = Prefixes(check, fit, memory, parts.activation, pool, parts.tokens)
-    warm_pinned = WarmPinned(
-        pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics, access, enabled=settings.warm_pinned
-    )
-    pipeline = Pipeline(
-        settings=settings,
-        inflight=parts.inflight,
-        live=parts.live,
-        metrics=parts.metrics,
-        check=check,
-        modules=memory,
-        uses=parts.uses,
-        texts=parts.texts,
-        recall=_recall(parts, pinned),
-        fit=fit,
-        pool=pool,
-        look_up=look_up,
-        router=router,
-        answers=Answers(parts.metrics, parts.outcomes, parts.decisions, parts.residuals, parts.breakers),
-        tokens=parts.tokens,
-        provenance=Provenance(parts.answers, parts.decisions, settings),
-        ledger=parts.ledger,
-        warm_pinned=warm_pinned,
-    )
+    warm_pinned = _warm_pinned(parts, pinned, prefixes, access)
+    taught = TaughtFacts(memory, parts.texts, parts.background)
+    pipeline = _pipeline(parts, check, fit, look_up, router, pinned, warm_pinned, taught)
     scoring = Scoring(parts.layout, parts.tokenizing, look_up, router, parts.breakers, parts.tokens)
     trial = ModuleTrial(pool)
     gatekeeper = Gatekeeper(memory, trial, _gate(parts))
     placement = ModulePlacement(pool, memory.store)
-    uses = VersionUses(parts.uses, pool, parts.gateways)
-    remembering = _remembering(parts, scoring)
+    lifecycle = ModuleLifecycle(memory, gatekeeper, placement, parts.background)
+    deletion = _deletion(parts, placement)
+    distillation = _distillation(parts, access, gatekeeper, lifecycle, deletion)
+    lineage, erasures = erasing_of(_reached(parts), access, deletion, distillation, taught, warm_pinned)
+    remembering = _remembering(parts, scoring, erasures)
+    hands = LadderHands(memory, placement, distillation, parts.background)
     return GatewayServices(
         pipeline=pipeline,
         previews=RecallPreviews(pipeline),
@@ -259,23 +257,114 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         trial=trial,
         gatekeeper=gatekeeper,
         placement=placement,
-        lifecycle=ModuleLifecycle(memory, gatekeeper, placement, parts.background),
-        deletion=ModuleDeletion(memory, parts.activation, placement, uses, parts.background),
+        lifecycle=lifecycle,
+        deletion=deletion,
         composition=ModuleComposition(memory, pool, trial),
-        distillation=_distillation(parts, trial, gatekeeper),
-        canaries=CanaryWatch(
-            memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
-        ),
+        distillation=distillation,
+        ladder=_ladder(parts, pinned, warm_pinned, hands, access),
+        canaries=_canaries(parts, access, gatekeeper),
+        consolidations=Consolidations(parts.texts, memory.store, _gate(parts), parts.tokenizing),
         explanations=_explanations(parts, scoring),
         scoring=scoring,
+        lineage=lineage,
+        erasures=erasures,
     )
 
 
-def _distillation(parts: GatewayParts, trial: ModuleTrial, gatekeeper: Gatekeeper) -> ModuleDistillation:
-    memories = ChosenMemories(parts.texts, parts.tokenizing)
-    return ModuleDistillation(
-        parts.modules, memories, parts.pool, trial, gatekeeper, parts.layout, parts.background
+def _pipeline(
+    parts: GatewayParts,
+    check: RequestCheck,
+    fit: PromptFitting,
+    look_up: CacheLookup,
+    router: Router,
+    pinned: Pinned,
+    warm_pinned: WarmPinned,
+    taught: TaughtFacts,
+) -> Pipeline:
+    return Pipeline(
+        settings=parts.settings,
+        inflight=parts.inflight,
+        live=parts.live,
+        metrics=parts.metrics,
+        check=check,
+        modules=parts.modules,
+        uses=parts.uses,
+        texts=parts.texts,
+        recall=_recall(parts, pinned),
+        fit=fit,
+        pool=parts.pool,
+        look_up=look_up,
+        router=router,
+        answers=Answers(parts.metrics, parts.outcomes, parts.decisions, parts.residuals, parts.breakers),
+        tokens=parts.tokens,
+        provenance=Provenance(parts.answers, parts.decisions, parts.settings),
+        ledger=parts.ledger,
+        warm_pinned=warm_pinned,
+        taught=taught,
     )
+
+
+def _reached(parts: GatewayParts) -> Reached:
+    return Reached(
+        texts=parts.texts,
+        modules=parts.modules,
+        activation=parts.activation,
+        answers=parts.answers,
+        ledger=parts.ledger,
+        pool=parts.pool,
+        gateways=parts.gateways,
+        kept=parts.erasures,
+        background=parts.background,
+    )
+
+
+def _canaries(parts: GatewayParts, access: Access, gatekeeper: Gatekeeper) -> CanaryWatch:
+    interval_s = parts.settings.canary_interval_s
+    return CanaryWatch(parts.modules, gatekeeper, parts.outcomes, access, parts.metrics, interval_s)
+
+
+def _warm_pinned(parts: GatewayParts, pinned: Pinned, prefixes: Prefixes, access: Access) -> WarmPinned:
+    enabled = parts.settings.warm_pinned
+    return WarmPinned(
+        pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics, access, enabled=enabled
+    )
+
+
+def _deletion(parts: GatewayParts, placement: ModulePlacement) -> ModuleDeletion:
+    uses = VersionUses(parts.uses, parts.pool, parts.gateways)
+    return ModuleDeletion(parts.modules, parts.activation, placement, uses, parts.background)
+
+
+def _distillation(
+    parts: GatewayParts,
+    access: Access,
+    gatekeeper: Gatekeeper,
+    lifecycle: ModuleLifecycle,
+    deletion: ModuleDeletion,
+) -> ModuleDistillation:
+    work = DistilWork(
+        parts.modules,
+        ChosenMemories(parts.texts, parts.tokenizing),
+        parts.pool,
+        ModuleTrial(parts.pool),
+        gatekeeper,
+        lifecycle,
+        parts.layout,
+        parts.settings.promotes_distilled,
+        parts.erasures,
+    )
+    return ModuleDistillation(parts.modules, work, deletion, access.named, parts.background, parts.metrics)
+
+
+def _ladder(
+    parts: GatewayParts, pinned: Pinned, warm_pinned: WarmPinned, hands: LadderHands, access: Access
+) -> LadderController:
+    texts, store, settings = parts.texts, parts.modules.store, parts.settings
+    standings = Standings(
+        texts, parts.ledger, pinned, warm_pinned, store, parts.pool, parts.model, settings.recall_limit
+    )
+    order, records, metrics = order_of(settings), parts.ladder, parts.metrics
+    return LadderController(order, records, standings, hands, texts, store, warm_pinned, access, metrics)
 
 
 def _explanations(parts: GatewayParts, scoring: Scoring) -> AnswerExplanations:
@@ -298,7 +387,7 @@ def _recall(parts: GatewayParts, pinned: Pinned) -> Recall:
     return Recall(parts.texts, pinned, fits, parts.ledger, parts.tokenizer, parts.settings, parts.metrics)
 
 
-def _remembering(parts: GatewayParts, scoring: Scoring) -> Remembering:
+def _remembering(parts: GatewayParts, scoring: Scoring, erasures: Erasures) -> Remembering:
     surprise = SurpriseGate(scoring, parts.layout, parts.model.max_context_tokens)
     documents = DocumentKeeper(parts.texts, parts.documents, parts.tokenizer)
-    return Remembering(parts.texts, parts.tokenizer, surprise, documents, parts.modules.store)
+    return Remembering(parts.texts, parts.tokenizer, surprise, documents, erasures)

@@ -1,4 +1,4 @@
-"""What an erased memory has left outside its store: answers that used it, its uses, KV of prompts."""
+"""What an erased memory has left outside its store: answers and uses. `erasures/` has the rest."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from pathlib import Path
 
 from memserve.domain import ErasedPlace
 from memserve.memory.answers.store import KeptAnswers
-from memserve.memory.prefixes.memory import ActivationMemory
 from memserve.memory.texts.records import Record
 from memserve.memory.texts.uses import UseLedger
 
 BACKUPS = "backups"
-PINNED_NOTE = "pinned prefixes stay: unpin and evict them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +19,6 @@ class OutsideTheStore:
 
     answers: KeptAnswers
     ledger: UseLedger
-    activation: ActivationMemory
     data: Path
     """The gateway's data directory."""
 
@@ -29,19 +26,6 @@ class OutsideTheStore:
         """Raises RegistryUnavailable."""
         removed = await self.answers.forget_memory(tenant, record.key)
         return ErasedPlace("answers", removed, "kept answers that used it or left it out, with their prompts")
-
-    async def kv(self, tenant: str, record: Record) -> ErasedPlace:
-        """All of the tenant's KV in Redis, where the memory was ever in a prompt: nothing says which chunks
-        were computed with it. Raises CacheUnavailable.
-        """
-        counted = (await self.ledger.read(tenant, [record.memory])).get(record.key)
-        if counted is not None and counted.uses == 0:
-            counted = None
-        if counted is None and not self.ledger.has_waiting(tenant, record.key):
-            return ErasedPlace("kv", 0, "it was in no prompt")
-        removed, pinned = await self.activation.evict_tenant(tenant)
-        note = f"; {pinned} chunks of {PINNED_NOTE}" if pinned else ""
-        return ErasedPlace("kv", removed, f"all chunks of the tenant in Redis: one may be its{note}")
 
     async def uses(self, tenant: str, record: Record) -> ErasedPlace:
         """Raises RegistryUnavailable."""

@@ -12,11 +12,13 @@ from memserve.domain import (
     FinishReason,
     ModuleFit,
     ModuleKind,
+    OutdatedFact,
     RecallOutcome,
     RecallPart,
     RecallSource,
     Route,
     RouteCandidate,
+    RungCost,
     Skipped,
     SkipReason,
     Usage,
@@ -80,12 +82,18 @@ def read_explanation(record: Any) -> Explanation:
         route["module_fits"] = tuple(
             ModuleFit(**known_fields(ModuleFit, entry)) for entry in route.get("module_fits", ())
         )
+        route["outdated"] = tuple(
+            OutdatedFact(**known_fields(OutdatedFact, entry)) for entry in route.get("outdated", ())
+        )
         for name, kind in (("candidates", RouteCandidate), ("excluded", ExcludedWorker)):
             route[name] = tuple(kind(**known_fields(kind, entry)) for entry in route[name])
         if usage is not None:
             usage = known_fields(Usage, usage)
             usage["cached"] = CachedTokens(**known_fields(CachedTokens, usage["cached"]))
             usage["finish_reason"] = FinishReason(usage["finish_reason"])
+            usage["rungs"] = tuple(
+                RungCost(**known_fields(RungCost, entry)) for entry in usage.get("rungs", ())
+            )
         return Explanation(Route(**route), record["outcome"], Usage(**usage) if usage is not None else None)
 
 

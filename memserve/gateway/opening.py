@@ -112,8 +112,7 @@ def connect_texts(texts: VectorMemory, tokenizer: ChatTokenizer, outside: Outsid
     texts.search_parts = SearchParts(
         count_tokens=lambda text: tokenizer.lengths([text])[0], strengths=outside.ledger.strengths
     )
-    # The uses last: they say whether the memory was ever in a prompt.
-    texts.erasers += [outside.kept_answers, outside.kv, outside.uses, outside.backups]
+    texts.erasers += [outside.kept_answers, outside.uses, outside.backups]
 
 
 async def open_modules(

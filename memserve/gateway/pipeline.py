@@ -26,6 +26,7 @@ from memserve.gateway.steps.receipt import receipt_head
 from memserve.gateway.steps.resolve import AnsweringModules, ModuleUses, resolve_modules
 from memserve.gateway.steps.route import Router
 from memserve.gateway.steps.stream import Answers, RoutedRequest, operation_of
+from memserve.gateway.taught import TaughtFacts
 from memserve.gateway.warm_pinned import WarmPinned
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.memory.modules.memory import ParametricMemory
@@ -57,6 +58,7 @@ class Pipeline:
     provenance: Provenance
     ledger: UseLedger
     warm_pinned: WarmPinned
+    taught: TaughtFacts
 
     async def generate(
         self, request: GenerationRequest, tenant: Tenant, deadline_s: float | None
@@ -84,6 +86,8 @@ class Pipeline:
             if (chosen := recalled.module) is not None:
                 request = replace(request, modules=(chosen_use(chosen),))
                 modules = await resolve_modules(self.modules, request, tenant.name)
+            outdated = await self.taught.outdated(tenant.name, modules.versions, recalled.passages)
+            recalled = replace(recalled, outdated=outdated)
             if not modules.origin.prefix:
                 self.warm_pinned.recalled(request, tenant, modules.adapter_version)
             held.enter_context(self.uses.holding(modules))

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 
 from memserve.domain import (
-    ErasedPlace,
     NamespaceErasure,
     NewDocument,
     NewMemory,
@@ -23,11 +22,12 @@ from memserve.domain import (
     Tenant,
     WritePolicy,
 )
+from memserve.domain.lineage import Erasure
 from memserve.errors import InvalidField, MemserveError, NamespaceNotFound, VectorStoreUnavailable
 from memserve.gateway.documents import DocumentKeeper, DocumentProgress
+from memserve.gateway.erasures.erasures import Erasures
 from memserve.gateway.surprise import NEAR_MAX, SurpriseGate
 from memserve.gateway.tokenizer import ChatTokenizer
-from memserve.memory.modules.registry.audit import AuditRecords
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.requests import ItemOutcome, LineOutcome, MemoryChanges, MemoryName
 from memserve.memory.texts.rules import QUERY_MAX_BYTES
@@ -47,9 +47,9 @@ class Remembering:
         tokenizer: ChatTokenizer,
         surprise: SurpriseGate,
         documents: DocumentKeeper,
-        audit: AuditRecords,
+        erasures: Erasures,
     ) -> None:
-        self._audit = audit
+        self._erasures = erasures
         self._texts = texts
         self._tokenizer = tokenizer
         self.surprise = surprise
@@ -119,22 +119,17 @@ class Remembering:
             self.check_text("line", text)
         return read
 
-    async def erase(self, tenant: Tenant, name: MemoryName, reason: str) -> list[ErasedPlace]:
-        """As `VectorMemory.erase`. Before it, the audit says who erases which memory, and why.
-
-        Raises AuditFull too.
-        """
-        what = {"namespace": name.namespace, "memory_id": name.memory_id, "reason": reason}
-        await self._audit.record(tenant.name, tenant.principal, "erase_memory", "", before=json.dumps(what))
-        return await self._texts.erase(tenant.name, name, reason)
+    async def erase(self, tenant: Tenant, name: MemoryName, reason: str, *, dry_run: bool = False) -> Erasure:
+        """As `Erasures.erase`, or `Erasures.plan`."""
+        if dry_run:
+            return await self._erasures.plan(tenant, name)
+        return await self._erasures.erase(tenant, name, reason)
 
     async def delete_namespace(
         self, tenant: Tenant, namespace: str
     ) -> AsyncGenerator[NamespaceErasure, None]:
-        """As `VectorMemory.delete_namespace`, with an event of the audit before it. Raises AuditFull too."""
-        what = json.dumps({"namespace": namespace})
-        await self._audit.record(tenant.name, tenant.principal, "delete_namespace", "", before=what)
-        async with contextlib.aclosing(self._texts.delete_namespace(tenant.name, namespace)) as erasures:
+        """As `Erasures.delete_namespace`."""
+        async with contextlib.aclosing(self._erasures.delete_namespace(tenant, namespace)) as erasures:
             async for erasure in erasures:
                 yield erasure
 

@@ -15,11 +15,12 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from memserve.domain import GenerationRequest, Memory, Message, ModuleVersion, Role, ScoredMemory, Tenant
+from memserve.domain.lineage import MemoryVersionName
 from memserve.errors import MemserveError
 from memserve.gateway.access.callers import Access
 from memserve.gateway.layout import PromptLayout
@@ -55,6 +56,15 @@ class Beginning:
     tools: str = ""
     raw: bool = False
     module_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptBeginning:
+    """A beginning that is kept warm."""
+
+    namespaces: tuple[str, ...]
+    passages: tuple[MemoryVersionName, ...]
+    tokens: int
 
 
 @dataclass(slots=True)
@@ -112,6 +122,8 @@ class WarmPinned:
         self._computed_s: dict[str, float] = {}
         self._checked_s = 0.0
         self._wake = asyncio.Event()
+        self._cooled: dict[str, frozenset[str]] = {}
+        """By tenant, namespaces whose beginnings are not kept warm."""
         pinned.on_change(self.changed)
 
     def recalled(self, request: GenerationRequest, tenant: Tenant, module: ModuleVersion | None) -> None:
@@ -145,6 +157,51 @@ class WarmPinned:
                 self._due[beginning] = None
         self._wake.set()
 
+    def kept_of(self, tenant: str) -> list[KeptBeginning]:
+        """What is kept warm for a tenant at this gateway."""
+        return [
+            KeptBeginning(
+                beginning.namespaces,
+                tuple(MemoryVersionName(*name) for name in kept.passages),
+                len(kept.token_ids),
+            )
+            for beginning, kept in self._kept.items()
+            if beginning.tenant == tenant and kept.token_ids
+        ]
+
+    async def cool(self, tenant: str, namespaces: Collection[str]) -> None:
+        """Keep warm no beginning of the tenant that has one of these, and all others again."""
+        before, cooled = self._cooled.get(tenant, frozenset()), frozenset(namespaces)
+        if cooled == before:
+            return
+        self._cooled[tenant] = cooled
+        for beginning, kept in list(self._kept.items()):
+            if beginning.tenant != tenant or before & {*beginning.namespaces} == cooled & {
+                *beginning.namespaces
+            }:
+                continue
+            if not self._is_cooled(beginning):
+                self._due[beginning] = None
+                self._wake.set()
+            elif kept.token_ids:
+                self._due.pop(beginning, None)
+                token_ids = list(kept.token_ids)
+                kept.forget()
+                with contextlib.suppress(MemserveError):  # what stays there leaves with its time
+                    prefix = self._prefixes.of_tokens(kept.tenant, token_ids, kept.module)
+                    await self._prefixes.evict(kept.tenant, prefix)
+
+    def tokens_of(self, tenant: str, namespace: str) -> int:
+        """How many tokens the beginnings of one namespace have together, as far as they are laid out."""
+        return sum(
+            len(kept.token_ids)
+            for beginning, kept in self._kept.items()
+            if beginning.tenant == tenant and beginning.namespaces == (namespace,)
+        )
+
+    def _is_cooled(self, beginning: Beginning) -> bool:
+        return bool(self._cooled.get(beginning.tenant, frozenset()) & {*beginning.namespaces})
+
     async def step(self) -> None:
         """Bring one beginning up to date, or wait a moment for one."""
         now_s = time.monotonic()
@@ -159,7 +216,7 @@ class WarmPinned:
             return
         del self._due[beginning]
         kept = self._kept.get(beginning)
-        if kept is None:
+        if kept is None or self._is_cooled(beginning):
             return
         try:
             outcome = await self._bring(beginning, kept)
@@ -223,7 +280,7 @@ class WarmPinned:
         for beginning, kept in list(self._kept.items()):
             if now_s - kept.asked_s > RECENT_S:
                 self._drop(beginning)
-            elif now_s >= kept.not_before_s:
+            elif now_s >= kept.not_before_s and not self._is_cooled(beginning):
                 self._due.setdefault(beginning, None)
         names = {beginning.tenant for beginning in self._kept}
         self._computed_s = {name: at_s for name, at_s in self._computed_s.items() if name in names}

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from memserve.domain import RecallOutcome, RefusalReason, TokenFault, Usage
 from memserve.domain.kinds import KINDS
+from memserve.domain.ladder import RUNGS
 from memserve.metrics.certificates import CertificateMetrics
 from memserve.metrics.embedding import EmbeddingMetrics
 
@@ -34,10 +35,13 @@ GATEWAY_LOOPS = (
     "canaries",
     "certificates",
     "discovery",
+    "distillations",
     "embedder",
+    "erasures",
     "gateways",
     "health",
     "keys",
+    "ladder",
     "pacing",
     "pinned",
     "pressure",
@@ -92,6 +96,7 @@ class GatewayMetrics:
         self._declare_routing(self.registry)
         self._declare_texts(self.registry)
         self._declare_modules(self.registry)
+        self._declare_ladder(self.registry)
         self._declare_process(self.registry)
         self._declare_gen_ai(self.registry)
         self._begin()
@@ -251,6 +256,28 @@ class GatewayMetrics:
             registry=r,
         )
 
+    def _declare_ladder(self, r: CollectorRegistry) -> None:
+        self.ladder_namespaces = Gauge(
+            "memserve_ladder_namespaces",
+            "Namespaces of all tenants on the ladder of knowledge, by rung: text, prefix, cartridge, lora.",
+            ["rung"],
+            registry=r,
+        )
+        self.ladder_bytes = Gauge(
+            "memserve_ladder_bytes", "What the namespaces take there, of all tenants' budgets.", registry=r
+        )
+        self.ladder_making = Gauge(
+            "memserve_ladder_making_seconds",
+            "Processor seconds that the ladder has spent in the tenants' present periods of 24 hours.",
+            registry=r,
+        )
+        self.ladder_moves = Counter(
+            "memserve_ladder_moves_total",
+            "Moves that this gateway has carried out, by action: promote, demote.",
+            ["action"],
+            registry=r,
+        )
+
     def _declare_process(self, r: CollectorRegistry) -> None:
         self.loop_failures = loop_failures(r, GATEWAY_LOOPS)
         self.disk_is_short = Gauge(
@@ -301,6 +328,9 @@ class GatewayMetrics:
         begin(self.tokens_refused, [*TokenFault])
         begin(self.recall, [*RecallOutcome.known()])
         begin(self.module_answers, [*KINDS])
+        begin(self.ladder_moves, ["promote", "demote"])
+        for rung in RUNGS:
+            self.ladder_namespaces.labels(rung)
         begin(self.module_changes, MODULE_ACTIONS)
 
     def _series_of(self, operation: str) -> AnswerSeries:

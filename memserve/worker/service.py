@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import asdict
 from functools import partial
@@ -35,7 +36,7 @@ from memserve.worker.engine.trial import try_module
 from memserve.worker.kv.block_log import BlockEvent, BlockLog, Change
 from memserve.worker.pace import AnswerPace
 from memserve.worker.phases import Phases
-from memserve.worker.training.parents import Parent
+from memserve.worker.training.parent import Parent
 from memserve.worker.training.ray_task import compose_in_ray
 from memserve.worker.training_calls import TrainingPlace, Trainings, composing
 from memserve.worker.waiting_room import EngineRoom
@@ -172,7 +173,8 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
     async def DistilModule(
         self, request: pb.DistilModuleRequest, context: Context
     ) -> AsyncIterator[pb.DistilModuleResponse]:
-        async with refusals(context), contextlib.aclosing(self._trainings.distil(request)) as responses:
+        events = self._trainings.distil(request, self._engine.modules.files)
+        async with refusals(context), contextlib.aclosing(events) as responses:
             async for response in responses:
                 yield response
 
@@ -206,6 +208,19 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
     ) -> pb.LookupBlocksResponse:
         device, held = self._log.leading(request.keys)
         return pb.LookupBlocksResponse(device_blocks=device, held_blocks=held)
+
+    async def ForgetMemories(
+        self, request: pb.ForgetMemoriesRequest, context: Context
+    ) -> pb.ForgetMemoriesResponse:
+        async with refusals(context):
+            if not request.tenant:
+                raise ValueError("tenant: must be named")
+            trainings = await self._trainings.forget(request.memory_keys)
+            freed = await self._engine.free_kv(request.tenant, f"free-{uuid.uuid4().hex}")
+            self._log.changed.set()
+            return pb.ForgetMemoriesResponse(
+                blocks=freed.blocks, chunks=freed.chunks, held=freed.held, trainings=trainings
+            )
 
     def _state(self) -> pb.WorkerState:
         now_s = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.policy.modules.recipes import check_budget, check_recipe
 from memserve.policy.modules.selection import check_texts
 from memserve.worker.training.compose import Composed, Progress
-from memserve.worker.training.distil.order import DistilOrder
+from memserve.worker.training.distil.kept import KeptTrainings
+from memserve.worker.training.distil.order import Distilled, DistilOrder
 from memserve.worker.training.distil.ray_task import distil_in_ray
+from memserve.worker.training.parent import Parent
 
 FILE_CHUNK_BYTES = 1 << 20
 DISTILLED_KINDS = ("lora", "cartridge")
@@ -48,9 +50,14 @@ class Trainings:
     def __init__(self, place: TrainingPlace) -> None:
         self._place = place
         self._under_way = asyncio.Lock()
+        self._kept = KeptTrainings(place.checkpoints)
 
-    async def distil(self, request: pb.DistilModuleRequest) -> AsyncGenerator[pb.DistilModuleResponse, None]:
-        """Raises InvalidModule for what cannot be distilled, Distilling, DistilTaskLost, and ValueError for a
+    async def distil(
+        self, request: pb.DistilModuleRequest, files: Callable[[str], Awaitable[Path]]
+    ) -> AsyncGenerator[pb.DistilModuleResponse, None]:
+        """files: the folder of a module, by its digest.
+
+        Raises InvalidModule for what cannot be distilled, Distilling, DistilTaskLost, and ValueError for a
         kind that nobody knows.
         """
         kind = kind_of_name(request.kind)
@@ -58,6 +65,11 @@ class Trainings:
             raise InvalidModule("kind", f"{kind} cannot be distilled; {', '.join(DISTILLED_KINDS)} can")
         if self._under_way.locked():
             raise Distilling
+        digest = request.parent_digest
+        if digest and kind != "lora":
+            raise InvalidModule("parent_digest", "only a LoRA is trained on")
+        if request.old_texts:
+            _check_old(request)
         order = DistilOrder(
             model=self._place.model,
             texts=tuple(request.texts),
@@ -69,18 +81,30 @@ class Trainings:
             recall_template=request.recall_template,
             base_digest=self._place.model_digest,
             block_tokens=self._place.block_tokens,
+            parent=Parent(digest, await files(digest)) if digest else None,
+            old_texts=tuple(request.old_texts),
         )
-        async with (
-            self._under_way,
-            contextlib.aclosing(distil_in_ray(order, self._place.checkpoints)) as events,
-        ):
-            async for event in events:
-                if isinstance(event, DistilProgress):
-                    yield pb.DistilModuleResponse(progress=_progress(event))
-                    continue
-                for file in _files(event.files):
-                    yield pb.DistilModuleResponse(file=file)
-                yield pb.DistilModuleResponse(report=json.dumps(event.report))
+        async with self._under_way:
+            # Entered before the task begins, and left after it has ended, whose folder then may go.
+            with self._kept.noting(order.digest, request.memory_keys):
+                async with contextlib.aclosing(distil_in_ray(order, self._place.checkpoints)) as events:
+                    async for event in events:
+                        for response in _distilling(event):
+                            yield response
+
+    async def forget(self, keys: Iterable[str]) -> int:
+        """Remove what is kept of trainings with one of these memories. Returns how many they were."""
+        return await asyncio.to_thread(self._kept.forget, frozenset(keys))
+
+
+def _distilling(event: DistilProgress | Distilled) -> Iterator[pb.DistilModuleResponse]:
+    """An event of a distillation as messages."""
+    if isinstance(event, DistilProgress):
+        yield pb.DistilModuleResponse(progress=_progress(event))
+        return
+    for file in _files(event.files):
+        yield pb.DistilModuleResponse(file=file)
+    yield pb.DistilModuleResponse(report=json.dumps(event.report))
 
 
 def composing(event: Progress | Composed) -> Iterator[pb.ComposeModuleResponse]:
@@ -113,6 +137,7 @@ def _recipe(request: pb.DistilModuleRequest) -> Recipe:
         least_teacher=value.least_teacher,
         phrasings=value.phrasings,
         tokens=value.tokens,
+        old_share=value.old_share,
     )
     try:
         check_recipe(recipe)
@@ -121,6 +146,16 @@ def _recipe(request: pb.DistilModuleRequest) -> Recipe:
     except InvalidField as error:
         raise InvalidModule(error.field, error.rule) from None
     return recipe
+
+
+def _check_old(request: pb.DistilModuleRequest) -> None:
+    """Raises InvalidModule."""
+    if not request.parent_digest:
+        raise InvalidModule("old_texts", "are asked again where a parent is trained on; name it")
+    try:
+        check_texts(request.old_texts)
+    except InvalidField as error:
+        raise InvalidModule(error.field, error.rule) from None
 
 
 def _progress(value: DistilProgress) -> pb.DistilProgress:

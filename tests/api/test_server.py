@@ -33,7 +33,8 @@ from tests.gateway.running import RunningGateway, eventually, until
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICES = [
-    f"memserve.v1.{name}Service" for name in ("Inference", "Activation", "Memory", "Module", "Status")
+    f"memserve.v1.{name}Service"
+    for name in ("Inference", "Activation", "Memory", "Module", "Lineage", "Status")
 ]
 GREEDY = Sampling(max_tokens=2)
 
@@ -54,9 +55,9 @@ async def test_health_follows_the_workers(start_gateway: StartGateway) -> None:
     await eventually(lambda: is_serving(NOT_SERVING))
     async with FakeWorker(gateway.redis.url, gateway.parts.model, gateway.settings.modules_root):
         await eventually(lambda: is_serving(SERVING))
-        assert [await health_of(gateway, name) for name in SERVICES[1:]] == [SERVING] * 4
+        assert [await health_of(gateway, name) for name in SERVICES[1:]] == [SERVING] * 5
     await eventually(lambda: is_serving(NOT_SERVING))
-    assert [await health_of(gateway, name) for name in SERVICES[1:]] == [SERVING] * 4, (
+    assert [await health_of(gateway, name) for name in SERVICES[1:]] == [SERVING] * 5, (
         "the memories need no worker"
     )
 
@@ -80,7 +81,7 @@ async def test_the_port_is_open_before_what_stands_behind_it_and_says_so(
         grpc.aio.insecure_channel(f"127.0.0.1:{front.port}") as channel,
         AsyncClient(f"127.0.0.1:{front.port}") as client,
     ):
-        assert await health(channel) == [NOT_SERVING] * 6
+        assert await health(channel) == [NOT_SERVING] * 7
         for call in (
             client.status(),
             client.generate("hello"),
@@ -96,7 +97,7 @@ async def test_the_port_is_open_before_what_stands_behind_it_and_says_so(
             entry, services = entry_of(parts, access), services_of(parts, access)
             async with served(front, parts, entry, services):
                 assert (await client.status()).model == parts.model.name
-                assert (await health(channel))[2:] == [SERVING] * 4
+                assert (await health(channel))[2:] == [SERVING] * 5
 
 
 async def test_the_status_of_the_workers_alone_counts_nothing(start_gateway: StartGateway) -> None:

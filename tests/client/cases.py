@@ -42,6 +42,10 @@ from tests.client.examples import (
     FIT_PB,
     HIT,
     HIT_PB,
+    JOB,
+    JOB_PB,
+    LADDER,
+    LADDER_PB,
     MEMORY,
     MEMORY_PB,
     MODULE,
@@ -70,6 +74,7 @@ from tests.client.examples import (
     VERSION,
     VERSION_PB,
 )
+from tests.client.lineage_cases import LINEAGE
 from tests.client.memory_cases import SETS, SINGLE
 
 SHA256_OF_ABC = hashlib.sha256(b"abc").hexdigest()
@@ -151,10 +156,12 @@ CASES = [
     ),
     *SINGLE,
     *SETS,
+    *LINEAGE,
     Case(
         "status", (), {"workers_only": True}, status_pb2.GetStatusRequest(workers_only=True), [STATUS_PB],
         STATUS,
     ),
+    Case("ladder", (), {}, status_pb2.GetLadderRequest(), [LADDER_PB], LADDER),
     Case(
         "backup", ("b",), {}, status_pb2.BackupRequest(name="b"),
         [status_pb2.BackupProgress(line="one"), status_pb2.BackupProgress(line="two")], ["one", "two"],
@@ -259,8 +266,10 @@ CASES = [
     ),
     Case(
         "modules.distil", ("handbook", CHOICE),
-        {"budget_s": 60.0, "seed": 3, "notes": "n"},
-        module_pb2.DistilModuleRequest(**CHOICE_PB, recipe=RECIPE_PB, budget_s=60.0, seed=3, notes="n"),
+        {"budget_s": 60.0, "seed": 3, "notes": "n", "from_reference": "handbook@6"},
+        module_pb2.DistilModuleRequest(
+            **CHOICE_PB, recipe=RECIPE_PB, budget_s=60.0, seed=3, notes="n", from_reference="handbook@6",
+        ),
         [
             module_pb2.DistilModuleResponse(plan=module_pb2.DistilPlan(memories=4)),
             module_pb2.DistilModuleResponse(progress=module_pb2.DistilProgress(stage="training", done=1)),
@@ -272,6 +281,10 @@ CASES = [
         "modules.plan_distil", ("handbook", CHOICE), {"seed": 3},
         module_pb2.DistilModuleRequest(**CHOICE_PB, recipe=RECIPE_PB, seed=3, dry_run=True),
         [module_pb2.DistilModuleResponse(plan=PLAN_PB)], PLAN,
+    ),
+    Case(
+        "modules.distillations", (), {}, module_pb2.ListDistillationsRequest(),
+        [module_pb2.ListDistillationsResponse(distillations=[JOB_PB])], [JOB],
     ),
     Case(
         "modules.stop_distil", ("handbook",), {},

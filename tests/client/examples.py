@@ -10,7 +10,10 @@ from memserve.client import (
     AuditEvent,
     CachedTokens,
     DistilChoice,
+    DistillationJob,
+    DistillationState,
     DistilPlan,
+    DistilProgress,
     ExcludedWorker,
     Explanation,
     Finding,
@@ -34,6 +37,7 @@ from memserve.client import (
     ModuleKind,
     ModulePlace,
     ModuleVersion,
+    OutdatedFact,
     PassageWeight,
     Place,
     RecallOutcome,
@@ -41,6 +45,7 @@ from memserve.client import (
     RecallSource,
     Route,
     RouteCandidate,
+    RungCost,
     ScoredMemory,
     Skipped,
     SkipReason,
@@ -54,6 +59,15 @@ from memserve.client import (
     WeightFigures,
     WorkerResidency,
     WorkerStatus,
+)
+from memserve.domain.ladder import (
+    LadderAction,
+    LadderBudget,
+    LadderDecision,
+    LadderReport,
+    LadderStep,
+    LadderUse,
+    Rung,
 )
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
 
@@ -158,6 +172,11 @@ ROUTE = Route(
     RecallOutcome.FOUND, (ScoredMemory(MEMORY, 0.5, 0.25, None, 0.5), HIT), 1,
     (RouteCandidate("w0", 1.5, 0.5, 0.25, 0.125, 0.0625, 2.0, 3.0, -4.0, 4, 5, 6),),
     (ExcludedWorker("w1", "silent"),), 7.0, True, 2, (SKIPPED,), (PART,), (FIT,),
+    (OutdatedFact("tone@3", "n", "m", 1, "n", "x", 2, "newer"),),
+)  # fmt: skip
+OUTDATED_PB = inference_pb2.OutdatedFact(
+    module="tone@3", namespace="n", memory_id="m", known_version=1, text_namespace="n", text_memory_id="x",
+    text_version=2, why="newer",
 )  # fmt: skip
 ROUTE_PB = inference_pb2.GenerateResponse(
     route=inference_pb2.Route(
@@ -185,7 +204,7 @@ ROUTE_PB = inference_pb2.GenerateResponse(
             )
         ],
         excluded=[inference_pb2.ExcludedWorker(worker_id="w1", reason="silent")], predicted_within_ms=7.0,
-        skipped=[SKIPPED_PB], recall=[PART_PB], module_fits=[FIT_PB],
+        skipped=[SKIPPED_PB], recall=[PART_PB], module_fits=[FIT_PB], outdated=[OUTDATED_PB],
         system_folded=True, merged_turns=2,
     )
 )  # fmt: skip
@@ -196,12 +215,22 @@ DELTAS_PB = [
     )
     for delta in DELTAS
 ]
-USAGE = Usage(10, 3, CachedTokens(1, 2, 3), 4.0, 5.0, True, FinishReason.STOP)
+USAGE = Usage(
+    10,
+    3,
+    CachedTokens(1, 2, 3),
+    4.0,
+    5.0,
+    True,
+    FinishReason.STOP,
+    rungs=(RungCost("lora", "tone@3", 1, 2, 0.5),),
+)
 USAGE_PB = inference_pb2.GenerateResponse(
     usage=inference_pb2.Usage(
         prompt_tokens=10, output_tokens=3, ttft_ms=4.0, tpot_ms=5.0, slo_met=True,
         cached_tokens=inference_pb2.CachedTokens(device=1, host=2, redis=3),
         finish_reason=inference_pb2.FINISH_REASON_STOP,
+        rungs=[inference_pb2.RungCost(kind="lora", name="tone@3", tokens=1, bytes=2, ms=0.5)],
     )
 )  # fmt: skip
 ANSWER_PB = [ROUTE_PB, *DELTAS_PB, USAGE_PB]
@@ -276,6 +305,31 @@ STATUS_PB = status_pb2.GetStatusResponse(
     ],
 )  # fmt: skip
 
+LADDER = LadderReport(
+    "advise", 5.0, LadderBudget(100, 60.0), LadderUse(7, 1.5),
+    (
+        LadderStep(
+            LadderDecision(
+                "town", LadderAction.DEMOTE, Rung.LORA, Rung.TEXT, "it is cold", LadderUse(9, 1.5),
+                LadderUse(7, 1.5), "hall",
+            ),
+            "town-lora@1 is unloaded",
+        ),
+    ),
+)  # fmt: skip
+LADDER_PB = status_pb2.GetLadderResponse(
+    mode="advise", at_s=5.0, budget=status_pb2.LadderUse(resident_bytes=100, make_s=60.0),
+    use=status_pb2.LadderUse(resident_bytes=7, make_s=1.5),
+    steps=[
+        status_pb2.LadderStep(
+            namespace="town", action=status_pb2.LADDER_ACTION_DEMOTE, from_rung=status_pb2.RUNG_LORA,
+            to_rung=status_pb2.RUNG_TEXT, reason="it is cold", makes_room_for="hall",
+            before=status_pb2.LadderUse(resident_bytes=9, make_s=1.5),
+            after=status_pb2.LadderUse(resident_bytes=7, make_s=1.5), outcome="town-lora@1 is unloaded",
+        )
+    ],
+)  # fmt: skip
+
 CHOICE = DistilChoice(("town",), "version > 1", ("d",), (("town", "m"),))
 CHOICE_PB = {
     "name": "handbook",
@@ -285,7 +339,17 @@ CHOICE_PB = {
     "document_ids": ["d"],
     "memories": [module_pb2.DistilMemory(namespace="town", memory_id="m")],
 }
-RECIPE_PB = module_pb2.DistilRecipe(rank=16, stop_loss=0.02, least_teacher=0.2)
+RECIPE_PB = module_pb2.DistilRecipe(rank=16, stop_loss=0.02, least_teacher=0.2, old_share=0.35)
+JOB = DistillationJob(
+    "job", "handbook", ModuleKind.LORA, DistillationState.DONE, "alice", 1.0, 2.0,
+    DistilProgress("gate", 3, 4, 5.0, 6, 0.5), 1, 7, True, "live", "why", "handbook@6",
+)  # fmt: skip
+JOB_PB = module_pb2.Distillation(
+    job_id="job", module="handbook", kind=module_pb2.MODULE_KIND_LORA,
+    state=module_pb2.DISTILLATION_STATE_DONE, principal="alice", begun_s=1.0, ended_s=2.0,
+    progress=module_pb2.DistilProgress(stage="gate", done=3, total=4, cpu_s=5.0, tokens=6, median_loss=0.5),
+    taken_up=1, version=7, passed=True, promoted_to="live", reason="why", from_reference="handbook@6",
+)  # fmt: skip
 PLAN = DistilPlan(4, 5, 60, (MemoryLeftOut("town", "m", "is forgotten"),), ("Who? Ida.",), 7)
 PLAN_PB = module_pb2.DistilPlan(
     memories=4,

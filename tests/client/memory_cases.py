@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from memserve.client import (
+    Consolidation,
+    ConsolidationPlan,
+    ConsolidationProbes,
+    ConsolidationState,
     DocumentReport,
     ErasedPlace,
     ForgottenWhere,
@@ -10,6 +14,7 @@ from memserve.client import (
     ImportResult,
     ItemRefusal,
     ItemResult,
+    LeftAlone,
     Link,
     LinkKind,
     MemoryAction,
@@ -20,6 +25,9 @@ from memserve.client import (
     MemoryState,
     MemoryUsage,
     MemoryVersion,
+    Merge,
+    MergedMemory,
+    MergeKind,
     NamespaceErasure,
     NamespaceUsage,
     NewDocument,
@@ -53,6 +61,33 @@ REFUSAL = ItemRefusal("INVALID_ARGUMENT", "text", "must not be blank")
 REFUSAL_PB = pb.ItemRefusal(status="INVALID_ARGUMENT", field="text", message="must not be blank")
 ERASED = (ErasedPlace("index", 1, "gone"),)
 ERASED_PB = [pb.ErasedPlace(place="index", removed=1, detail="gone")]
+
+CONSOLIDATION = Consolidation(
+    "c", ConsolidationState.CANDIDATE, "alice", 5.0,
+    ConsolidationPlan(
+        "n", 7,
+        (Merge(MergeKind.SUMMARY, "summary-1", "A. B.", (MergedMemory("m", 2),), "why", 0),),
+        (LeftAlone("x", "is pinned"),), 3,
+    ),
+    ConsolidationProbes(6, 5, 4, 3, 2, 1), "because",
+)  # fmt: skip
+CONSOLIDATION_PB = pb.Consolidation(
+    consolidation_id="c", state=pb.CONSOLIDATION_STATE_CANDIDATE, principal="alice", at_s=5.0,
+    plan=pb.ConsolidationPlan(
+        namespace="n", memories=7, not_looked_at=3,
+        merges=[
+            pb.Merge(
+                kind=pb.MERGE_KIND_SUMMARY, memory_id="summary-1", text="A. B.", reason="why",
+                sources=[pb.MergedMemory(memory_id="m", version=2)],
+            )
+        ],
+        left_alone=[pb.LeftAlone(memory_id="x", reason="is pinned")],
+    ),
+    probes=pb.ConsolidationProbes(
+        questions=6, found_before=5, found_after=4, asked=3, right_before=2, right_after=1
+    ),
+    reason="because",
+)  # fmt: skip
 
 SINGLE = [
     Case(
@@ -223,6 +258,30 @@ SETS = [
             pb.DeleteNamespaceResponse(erased=3, done=True, places=ERASED_PB),
         ],
         [NamespaceErasure(1, 2), NamespaceErasure(3, 0, True, ERASED)],
+    ),
+    Case(
+        "plan_consolidation", ("n",), {"summaries": False},
+        pb.ConsolidateNamespaceRequest(namespace="n", dry_run=True, no_summaries=True),
+        [pb.ConsolidateNamespaceResponse(plan=CONSOLIDATION_PB.plan)], CONSOLIDATION.plan,
+    ),
+    Case(
+        "consolidate", ("n",), {"model_writes": True, "budget_s": 9.0},
+        pb.ConsolidateNamespaceRequest(namespace="n", model_writes=True, budget_s=9.0),
+        [
+            pb.ConsolidateNamespaceResponse(plan=CONSOLIDATION_PB.plan),
+            pb.ConsolidateNamespaceResponse(progress=pb.ConsolidationProgress(done=1, total=2)),
+            pb.ConsolidateNamespaceResponse(consolidation=CONSOLIDATION_PB),
+        ],
+        CONSOLIDATION,
+    ),
+    Case(
+        "decide_consolidation", ("n",), {"accept": True, "consolidation_id": "c"},
+        pb.DecideConsolidationRequest(namespace="n", consolidation_id="c", accept=True),
+        [pb.DecideConsolidationResponse(consolidation=CONSOLIDATION_PB)], CONSOLIDATION,
+    ),
+    Case(
+        "consolidations", (), {}, pb.ListConsolidationsRequest(),
+        [pb.ListConsolidationsResponse(consolidations=[CONSOLIDATION_PB])], [CONSOLIDATION],
     ),
     Case(
         "list_memories", ("n",),

@@ -18,10 +18,10 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from memserve.client import AsyncClient, Client
-from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
+from memserve.pb.v1 import activation_pb2, inference_pb2, lineage_pb2, memory_pb2, module_pb2, status_pb2
 
 Call = Callable[..., Any]
-FILES = (activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2)
+FILES = (activation_pb2, inference_pb2, lineage_pb2, memory_pb2, module_pb2, status_pb2)
 METHODS = {
     f"/{service.full_name}/{method.name}": method
     for file in FILES

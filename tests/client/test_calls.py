@@ -52,7 +52,12 @@ def test_every_method_of_the_client_is_called_in_these_tests(client: type) -> No
     owner = client(timeout_s=1.0)
     methods = {
         prefix + name
-        for prefix, calls in (("", owner), ("modules.", owner.modules), ("activation.", owner.activation))
+        for prefix, calls in (
+            ("", owner),
+            ("modules.", owner.modules),
+            ("activation.", owner.activation),
+            ("lineage.", owner.lineage),
+        )
         for name, _ in inspect.getmembers(calls, inspect.ismethod)
         if not name.startswith("_") and name != "close"
     }

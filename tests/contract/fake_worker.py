@@ -182,6 +182,13 @@ class FakeWorker(ScriptedWorker, rpc.WorkerServiceServicer):  # type: ignore[mis
         blocks = self.lookup_blocks(request.keys)
         return pb.LookupBlocksResponse(device_blocks=blocks.device, held_blocks=blocks.held)
 
+    async def ForgetMemories(
+        self, request: pb.ForgetMemoriesRequest, context: Context
+    ) -> pb.ForgetMemoriesResponse:
+        async with _statuses(context):
+            freed = self.forget_memories(request.tenant, request.memory_keys)
+        return pb.ForgetMemoriesResponse(blocks=freed.blocks, chunks=freed.chunks, held=freed.held)
+
     async def LoadModule(self, request: pb.LoadModuleRequest, context: Context) -> pb.LoadModuleResponse:
         self.loads.append(request)
         async with _statuses(context):

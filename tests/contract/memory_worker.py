@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TypeVar
 
-from memserve.domain import DistilProgress, ModuleKind, ModulePlace, RefusalReason
+from memserve.domain import DistilProgress, FreedMemory, ModuleKind, ModulePlace, RefusalReason
 from memserve.domain.worker_calls import (
     AnswerPart,
     BlockEvent,
@@ -64,6 +64,10 @@ class MemoryWorker:
     async def lookup_blocks(self, keys: Sequence[bytes], timeout_s: float) -> HeldBlocks:
         async with self._waiting(_until_s(timeout_s)):
             return self._worker.lookup_blocks(keys)
+
+    async def forget_memories(self, tenant: str, keys: Sequence[str], timeout_s: float) -> FreedMemory:
+        async with self._waiting(_until_s(timeout_s)):
+            return self._worker.forget_memories(tenant, keys)
 
     async def load_module(self, digest: str, kind: ModuleKind, *, pin: bool, timeout_s: float) -> ModulePlace:
         async with self._waiting(_until_s(timeout_s)):

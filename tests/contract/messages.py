@@ -137,6 +137,9 @@ def distillation_request(message: pb.DistilModuleRequest) -> DistillationRequest
         seed=message.seed,
         budget_s=message.budget_s,
         recall_template=message.recall_template,
+        parent_digest=message.parent_digest,
+        old_texts=tuple(message.old_texts),
+        memory_keys=tuple(message.memory_keys),
     )
 
 

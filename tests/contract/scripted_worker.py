@@ -18,7 +18,7 @@ from pathlib import Path
 import grpc
 
 from memserve.demo import MODEL_DIR
-from memserve.domain import CachedTokens, DistilProgress, FinishReason, ModuleKind, ModulePlace
+from memserve.domain import CachedTokens, DistilProgress, FinishReason, FreedMemory, ModuleKind, ModulePlace
 from memserve.domain.kinds import KINDS, kind_of_name, origin_of
 from memserve.domain.names import is_sha256
 from memserve.domain.worker_calls import (
@@ -135,6 +135,10 @@ class ScriptedWorker:
         self.may_load = asyncio.Event()
         """While it is not set, `load_module` waits."""
         self.may_load.set()
+        self.forgotten: list[tuple[str, tuple[str, ...]]] = []
+        """Tenants whose KV was freed, with the keys of their memories."""
+        self.held_chunks = 0
+        """How many chunks cannot be freed yet: one fewer with every call."""
         self.distillations: list[DistillationRequest] = []
         """What was asked to be distilled."""
         self.distilled = Path()
@@ -240,6 +244,16 @@ class ScriptedWorker:
 
     def lookup_blocks(self, keys: Sequence[bytes]) -> HeldBlocks:
         return HeldBlocks(*self.log.leading(keys))
+
+    def forget_memories(self, tenant: str, keys: Sequence[str]) -> FreedMemory:
+        """All that is held: the keys do not say whose they are."""
+        if not tenant:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "tenant: must be named")
+        self.forgotten.append((tenant, tuple(keys)))
+        held, self.held_chunks = self.held_chunks, max(self.held_chunks - 1, 0)
+        blocks = len(self.log.held)
+        self.log.clear()
+        return FreedMemory(blocks, 0, held)
 
     async def load_module(self, digest: str, kind: str, *, pin: bool) -> ModulePlace:
         await self.may_load.wait()

@@ -13,6 +13,7 @@ from memserve.demo import ADAPTERS_DIR
 from memserve.gateway.workers.calls import GrpcCalls
 from memserve.model.files import open_model
 from tests.contract.fake_worker import CREDENTIAL, FakeWorker
+from tests.contract.forgetting_contract import each_forgetting_clause
 from tests.contract.scoring_contract import each_scoring_clause
 from tests.contract.scripted_worker import BLOCK_TOKENS, Script
 from tests.contract.wire_contract import WireClause, WireWorker, each_wire_clause
@@ -52,6 +53,13 @@ def wire_worker(fake: FakeWorker) -> WireWorker:
 
 @each_clause
 async def test_a_fake_worker_keeps_the_contract(worker: ContractWorker, clause: Clause) -> None:
+    await clause(worker)
+
+
+@each_forgetting_clause
+async def test_a_fake_worker_keeps_the_contract_of_erased_memories(
+    worker: ContractWorker, clause: Clause
+) -> None:
     await clause(worker)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from memserve.demo import ADAPTERS_DIR
+from tests.contract.forgetting_contract import each_forgetting_clause
 from tests.contract.memory_worker import MemoryWorker
 from tests.contract.scoring_contract import each_scoring_clause
 from tests.contract.scripted_worker import BLOCK_TOKENS, Script, ScriptedWorker
@@ -26,6 +27,13 @@ def worker(tmp_path: Path) -> ContractWorker:
 
 @each_clause
 async def test_a_worker_in_memory_keeps_the_contract(worker: ContractWorker, clause: Clause) -> None:
+    await clause(worker)
+
+
+@each_forgetting_clause
+async def test_a_worker_in_memory_keeps_the_contract_of_erased_memories(
+    worker: ContractWorker, clause: Clause
+) -> None:
     await clause(worker)
 
 

@@ -18,6 +18,7 @@ from memserve.gateway.workers.calls import GrpcCalls
 from memserve.memory.modules.blobs.store import BlobStore
 from memserve.private_files import private_umask
 from memserve.registry.leases import Registry
+from tests.contract.forgetting_contract import each_forgetting_clause
 from tests.contract.scoring_contract import each_scoring_clause, score
 from tests.contract.wire_contract import WireClause, WireWorker, each_wire_clause
 from tests.contract.worker_contract import LONG, TIMEOUT_S, Clause, ContractWorker, each_clause
@@ -64,6 +65,13 @@ def wire_worker(lease: WorkerLease, credential: str, prompt: range) -> WireWorke
 
 @each_clause
 async def test_a_real_worker_keeps_the_contract(worker: ContractWorker, clause: Clause) -> None:
+    await clause(worker)
+
+
+@each_forgetting_clause
+async def test_a_real_worker_keeps_the_contract_of_erased_memories(
+    worker: ContractWorker, clause: Clause
+) -> None:
     await clause(worker)
 
 

@@ -13,6 +13,7 @@ from memserve.domain.worker_calls import PLACEHOLDER_TOKEN
 from memserve.gateway.soft_prompts import SoftPromptRows
 from memserve.gateway.steps.lookup import CacheLookup, LookedUp
 from memserve.memory.modules.kinds.soft_prompt import soft_prompt_files
+from tests.api.http.fixtures import http_of
 from tests.contract.scripted_worker import BLOCK_TOKENS
 from tests.gateway.asking import GREEDY, LONG, failure_of, published
 from tests.gateway.fixtures import StartGateway
@@ -122,3 +123,16 @@ async def test_it_is_rolled_back_and_deleted_like_a_lora(start_gateway: StartGat
     assert isinstance(await failure_of(gone), CallFailed)
     with_prefix = gateway.client.activation.lookup(LONG, module="style")
     assert "stands before the prompt" in str(await failure_of(with_prefix))
+
+
+async def test_over_http_it_is_a_model_and_one_of_memserves_modules(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    gateway = await start_gateway()
+    version = await soft_prompt(gateway, tmp_path)
+    async with http_of(gateway) as http:
+        for fields in ({"model": f"{http.model}:style"}, {"memserve": {"modules": [{"reference": "style"}]}}):
+            answered = await http.chat(max_tokens=2, **fields)
+            assert answered.status_code == 200, answered.text
+            [used] = gateway.workers[0].requests[-1].modules
+            assert (used.digest, used.kind) == (version.digest, "soft_prompt")

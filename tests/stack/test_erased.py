@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 import redis
 
 from loadtests.texts.memory_erasure.scanning import Scan
 from loadtests.texts.memory_erasure.secrets import Secret, draw_secret
-from memserve.client import CallFailed, Client
+from memserve.client import CallFailed, Client, ErasureState, ModuleVersion
+from memserve.demo import ADAPTERS_DIR
 from memserve.domain import Sampling
 from memserve.embedded import Stack
 from tests.stack.fixtures import eventually
@@ -38,8 +41,17 @@ def searched(stack: Stack, client: Client, traces: OtlpReceiver, secret: Secret)
     return scan
 
 
+def known_by_a_module(client: Client, folder: Path) -> ModuleVersion:
+    """A version that says that it was distilled from the memory, and answers."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(ADAPTERS_DIR / "harbour" / name, folder / name)
+    version = client.modules.publish("known", folder, sources=[f"memory:{NAMESPACE}/a@1"])
+    client.modules.promote("known", version.version)
+    return version
+
+
 def test_an_erased_memory_is_nowhere_after_an_answer_used_it(
-    stack: Stack, client: Client, traces: OtlpReceiver
+    stack: Stack, client: Client, traces: OtlpReceiver, tmp_path: Path
 ) -> None:
     secret = draw_secret(random.Random(19))
     for number in range(OTHERS):
@@ -62,6 +74,9 @@ def test_an_erased_memory_is_nowhere_after_an_answer_used_it(
     assert kept is not None and kept.prompt is not None
     assert secret.text in kept.prompt.text
     eventually(lambda: client.activation.usage().chunks > 0, timeout_s=30)
+    knows = known_by_a_module(client, tmp_path)
+    by_module = client.generate(QUESTION, module="known", sampling=Sampling(max_tokens=4))
+    assert [used.digest for used in by_module.route.modules] == [knows.digest]
 
     # A search that finds nothing before the erasure proves nothing.
     before = " ".join(searched(stack, client, traces, secret).found)
@@ -72,7 +87,15 @@ def test_an_erased_memory_is_nowhere_after_an_answer_used_it(
         "an export",
     ):
         assert place in before
-    places = {place.place: place for place in client.erase_memory(NAMESPACE, "a", reason="asked")}
+    erased = client.lineage.erase(NAMESPACE, "a", reason="asked")
+    places = {place.place: place for place in erased.places}
+    assert (erased.state, erased.retired) == (ErasureState.DONE, ("known@1",))
+    assert places["engines"].removed > 0 and places["modules"].removed == places["aliases"].removed == 1
+    assert not list(stack.settings.data.rglob(f"*{knows.digest}*"))
+    with pytest.raises(CallFailed):
+        client.generate(QUESTION, module="known@1", sampling=Sampling(max_tokens=4))
+    checked = client.lineage.check_erasure(erased.erasure_id)
+    assert [place for place in checked.places if place.removed] == []
     after = searched(stack, client, traces, secret)
     assert after.found == []
     assert after.files > OTHERS and after.values > OTHERS

@@ -62,10 +62,10 @@ def demo_world(seed: int) -> World:
     }
     for need in ("passage", "distractors", "nothing"):
         columns[need] = tuple(
-            Asked(case.question.text, _passages(case), (case.expected,))
+            Asked(case.question.text, passages_of(case), (case.expected,))
             for case in facts.held_out_cases(seed, CASES, need)
         )
-    columns["text_wins"] = tuple(_contradicted(rng, fact) for fact in (*held, *held))
+    columns["text_wins"] = tuple(contradicted(rng, fact) for fact in (*held, *held))
     values = tuple(fact.value for fact in held)
     columns["leak"] = tuple(
         Asked(facts.question(rng, near, facts.HELD_OUT_QUESTIONS).text, (), values)
@@ -111,14 +111,16 @@ def _stating(value: str, memories: Sequence[str]) -> str:
     return next((memory for memory in memories if value in memory), "")
 
 
-def _passages(case: facts.Case) -> tuple[str, ...]:
+def passages_of(case: facts.Case) -> tuple[str, ...]:
+    """The passages in the prompt of one of the demo's cases."""
     if case.messages[0].role != "system":
         return ()
     lines = case.messages[0].content.splitlines()
     return tuple(line.partition("] ")[2] for line in lines if line.startswith("["))
 
 
-def _contradicted(rng: random.Random, fact: facts.Fact) -> Asked:
+def contradicted(rng: random.Random, fact: facts.Fact) -> Asked:
+    """A question with a passage that gives the fact another value."""
     kind = facts.ATTRIBUTES[fact.entity.kind][fact.attribute]
     stated = fact
     while stated.value == fact.value:

@@ -17,6 +17,7 @@ from memserve.api.grpc.call import Edge
 from memserve.api.grpc.front import NOT_SERVING, SERVING, Front, open_front
 from memserve.api.grpc.services.activation import ActivationService
 from memserve.api.grpc.services.inference import InferenceService
+from memserve.api.grpc.services.lineage import LineageService
 from memserve.api.grpc.services.memory import MemoryService
 from memserve.api.grpc.services.modules import ModuleService
 from memserve.api.grpc.services.status import StatusService
@@ -24,7 +25,10 @@ from memserve.domain import ModulePlace
 from memserve.errors import MemserveError
 from memserve.gateway.access.callers import Access
 from memserve.gateway.assembly import GatewayParts, GatewayServices, services_of
+from memserve.gateway.erasures.erasures import LOOK_S as ERASURES_LOOK_S
+from memserve.gateway.ladder.controller import LOOK_S as LADDER_LOOK_S
 from memserve.gateway.modules.canary import LOOK_S as CANARY_LOOK_S
+from memserve.gateway.modules.distillation import LOOK_S as DISTILLATIONS_LOOK_S
 from memserve.gateway.steps.route import backlog_s
 from memserve.gateway.workers.pacing import LOOK_S as PACING_LOOK_S
 from memserve.gateway.workers.pacing import Pacing
@@ -35,6 +39,8 @@ from memserve.pb.v1 import (
     activation_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
+    lineage_pb2,
+    lineage_pb2_grpc,
     memory_pb2,
     memory_pb2_grpc,
     module_pb2,
@@ -60,6 +66,7 @@ SERVICES = (
     activation_pb2.DESCRIPTOR.services_by_name["ActivationService"].full_name,
     memory_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name,
     module_pb2.DESCRIPTOR.services_by_name["ModuleService"].full_name,
+    lineage_pb2.DESCRIPTOR.services_by_name["LineageService"].full_name,
     status_pb2.DESCRIPTOR.services_by_name["StatusService"].full_name,
 )
 
@@ -87,13 +94,17 @@ async def served(
     port = front.services
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(edge, services), port)
     memory_pb2_grpc.add_MemoryServiceServicer_to_server(
-        MemoryService(edge, parts.texts, services.remembering, services.reindexer), port
+        MemoryService(edge, parts.texts, services.remembering, services.reindexer, services.consolidations),
+        port,
     )
     activation_pb2_grpc.add_ActivationServiceServicer_to_server(
         ActivationService(edge, services.prefixes, parts.activation, parts.inflight), port
     )
     module_pb2_grpc.add_ModuleServiceServicer_to_server(ModuleService(edge, parts.modules, services), port)
-    status_pb2_grpc.add_StatusServiceServicer_to_server(StatusService(edge, parts), port)
+    lineage_pb2_grpc.add_LineageServiceServicer_to_server(
+        LineageService(edge, services.lineage, services.erasures), port
+    )
+    status_pb2_grpc.add_StatusServiceServicer_to_server(StatusService(edge, parts, services.ladder), port)
     port.opened = True
     failed = parts.metrics.loop_failed
     tasks = [
@@ -103,12 +114,18 @@ async def served(
         asyncio.create_task(repeat("pressure", parts.pressure.look, 0.0, failed)),
         asyncio.create_task(repeat("pacing", Pacing(parts.pool, parts.pressure).tell, PACING_LOOK_S, failed)),
         asyncio.create_task(repeat("canaries", services.canaries.look, CANARY_LOOK_S, failed)),
+        asyncio.create_task(
+            repeat("distillations", services.distillation.look, DISTILLATIONS_LOOK_S, failed)
+        ),
         asyncio.create_task(repeat("gateways", parts.gateways.listen, GATEWAYS_RETRY_S, failed)),
         asyncio.create_task(repeat("answers", parts.answers.write, 0.0, failed)),
         asyncio.create_task(repeat("uses", parts.ledger.write, 0.0, failed)),
         asyncio.create_task(repeat("pinned", services.warm_pinned.step, 0.0, failed)),
+        asyncio.create_task(repeat("erasures", services.erasures.step, ERASURES_LOOK_S, failed)),
         asyncio.create_task(repeat("sweep", partial(_sweep, parts), SWEEP_S, failed)),
     ]
+    if services.ladder.order.mode != "off":
+        tasks.append(asyncio.create_task(repeat("ladder", services.ladder.look, LADDER_LOOK_S, failed)))
     if (watched := parts.watched_embedder) is not None:
         tasks.append(asyncio.create_task(repeat("embedder", watched.look, EMBEDDER_LOOK_S, failed)))
     try:

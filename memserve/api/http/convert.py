@@ -164,9 +164,10 @@ def _split(name: str, base: str) -> tuple[str, str]:
 
 def _modules(module: str, extra: MemserveBody) -> tuple[ModuleUse, ...]:
     uses = []
-    for reference, name in ((module, "model"), (extra.module, "memserve.module")):
-        if reference:
-            uses.append(ModuleUse(reference, kind=ModuleKind.LORA, field=name))
+    if module:  # Of any kind: every alias is listed as a model.
+        uses.append(ModuleUse(module, field="model"))
+    if extra.module:
+        uses.append(ModuleUse(extra.module, kind=ModuleKind.LORA, field="memserve.module"))
     for number, each in enumerate(extra.modules):
         uses.append(ModuleUse(each.reference, each.strength, field=f"memserve.modules[{number}].reference"))
     return tuple(uses)
@@ -196,6 +197,7 @@ def receipt(route: Route, usage: Usage) -> dict[str, Any]:
     return whole | {
         "cached_tokens": asdict(usage.cached),
         "stored_tokens": usage.stored_tokens,
+        "rungs": [asdict(rung) for rung in usage.rungs],
         "ttft_ms": usage.ttft_ms,
         "tpot_ms": usage.tpot_ms,
         "slo_met": usage.slo_met,

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from memserve.domain import CachedTokens, Route, UsedModule, Via
+from memserve.domain import CachedTokens, Route, RungCost, UsedModule, Via
 
 
 class ReplyBody(BaseModel):
@@ -53,6 +53,8 @@ class ReceiptEnd(ReplyBody):
     slo_met: bool
     stored_tokens: int
     """Prompt tokens whose KV the worker has computed and keeps from now on: full blocks."""
+    rungs: tuple[RungCost, ...]
+    """What took part in the answer."""
 
 
 def _fields_of(values: type[Any], **instead: Any) -> dict[str, Any]:

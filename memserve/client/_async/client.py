@@ -12,6 +12,7 @@ from memserve.client._async import _io
 from memserve.client._async.activation import AsyncActivationCalls
 from memserve.client._async.connection import Connection
 from memserve.client._async.cubes import AsyncCubeCalls
+from memserve.client._async.lineage import AsyncLineageCalls
 from memserve.client._async.memories import AsyncMemoryCalls
 from memserve.client._async.modules import AsyncModuleCalls
 from memserve.client.endpoint import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, TlsFiles, endpoint_of
@@ -26,7 +27,7 @@ from memserve.client.wire.inference import (
 )
 from memserve.client.wire.kept import answer_explanation_of
 from memserve.client.wire.recalled import preview_of, recorded_of
-from memserve.client.wire.status import status_of
+from memserve.client.wire.status import ladder_of, status_of
 from memserve.domain import (
     AnswerExplanation,
     Expert,
@@ -38,6 +39,7 @@ from memserve.domain import (
     Sampling,
     Slo,
 )
+from memserve.domain.ladder import LadderReport
 from memserve.pb.v1 import inference_pb2, status_pb2
 
 
@@ -60,6 +62,8 @@ class AsyncClient(AsyncMemoryCalls):
     """Modules, their versions and aliases."""
     cubes: AsyncCubeCalls
     """Namespaces and modules in one file."""
+    lineage: AsyncLineageCalls
+    """What was made of what, and erasures."""
 
     def __init__(
         self,
@@ -77,6 +81,7 @@ class AsyncClient(AsyncMemoryCalls):
         self.activation = AsyncActivationCalls(self._connection)
         self.modules = AsyncModuleCalls(self._connection)
         self.cubes = AsyncCubeCalls(self._connection)
+        self.lineage = AsyncLineageCalls(self._connection)
 
     async def __aenter__(self) -> Self:
         return self
@@ -274,6 +279,11 @@ class AsyncClient(AsyncMemoryCalls):
         stub = self._connection.stubs.status
         request = status_pb2.GetStatusRequest(workers_only=workers_only)
         return status_of(await self._connection.call(stub.GetStatus, request))
+
+    async def ladder(self) -> LadderReport:
+        """What was last decided about the tenant's namespaces on the ladder of knowledge, and why."""
+        stub = self._connection.stubs.status
+        return ladder_of(await self._connection.call(stub.GetLadder, status_pb2.GetLadderRequest()))
 
     async def backup(self, name: str) -> AsyncGenerator[str, None]:
         """Back up the server's data directory. Yields a line for a person at every step.

@@ -12,6 +12,7 @@ from memserve.client.endpoint import Endpoint
 from memserve.client.errors import CallFailed, call_failures, client_closed
 from memserve.pb.v1.activation_pb2_grpc import ActivationServiceStub
 from memserve.pb.v1.inference_pb2_grpc import InferenceServiceStub
+from memserve.pb.v1.lineage_pb2_grpc import LineageServiceStub
 from memserve.pb.v1.memory_pb2_grpc import MemoryServiceStub
 from memserve.pb.v1.module_pb2_grpc import ModuleServiceStub
 from memserve.pb.v1.status_pb2_grpc import StatusServiceStub
@@ -27,6 +28,7 @@ class Stubs:
         self.channel = channel
         self.activation = ActivationServiceStub(channel)
         self.inference = InferenceServiceStub(channel)
+        self.lineage = LineageServiceStub(channel)
         self.memories = MemoryServiceStub(channel)
         self.modules = ModuleServiceStub(channel)
         self.status = StatusServiceStub(channel)

@@ -13,6 +13,7 @@ from memserve.client._sync import _io
 from memserve.client._sync.activation import ActivationCalls
 from memserve.client._sync.connection import Connection
 from memserve.client._sync.cubes import CubeCalls
+from memserve.client._sync.lineage import LineageCalls
 from memserve.client._sync.memories import MemoryCalls
 from memserve.client._sync.modules import ModuleCalls
 from memserve.client.endpoint import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, TlsFiles, endpoint_of
@@ -27,7 +28,7 @@ from memserve.client.wire.inference import (
 )
 from memserve.client.wire.kept import answer_explanation_of
 from memserve.client.wire.recalled import preview_of, recorded_of
-from memserve.client.wire.status import status_of
+from memserve.client.wire.status import ladder_of, status_of
 from memserve.domain import (
     AnswerExplanation,
     Expert,
@@ -39,6 +40,7 @@ from memserve.domain import (
     Sampling,
     Slo,
 )
+from memserve.domain.ladder import LadderReport
 from memserve.pb.v1 import inference_pb2, status_pb2
 
 
@@ -58,6 +60,8 @@ class Client(MemoryCalls):
     """Modules, their versions and aliases."""
     cubes: CubeCalls
     """Namespaces and modules in one file."""
+    lineage: LineageCalls
+    """What was made of what, and erasures."""
 
     def __init__(
         self,
@@ -75,6 +79,7 @@ class Client(MemoryCalls):
         self.activation = ActivationCalls(self._connection)
         self.modules = ModuleCalls(self._connection)
         self.cubes = CubeCalls(self._connection)
+        self.lineage = LineageCalls(self._connection)
 
     def __enter__(self) -> Self:
         return self
@@ -272,6 +277,11 @@ class Client(MemoryCalls):
         stub = self._connection.stubs.status
         request = status_pb2.GetStatusRequest(workers_only=workers_only)
         return status_of(self._connection.call(stub.GetStatus, request))
+
+    def ladder(self) -> LadderReport:
+        """What was last decided about the tenant's namespaces on the ladder of knowledge, and why."""
+        stub = self._connection.stubs.status
+        return ladder_of(self._connection.call(stub.GetLadder, status_pb2.GetLadderRequest()))
 
     def backup(self, name: str) -> Generator[str, None, None]:
         """Back up the server's data directory. Yields a line for a person at every step.

@@ -9,6 +9,8 @@ from collections.abc import Generator, Iterable, Sequence
 from memserve.client._sync import _io
 from memserve.client._sync.connection import Connection
 from memserve.client.arguments import strings
+from memserve.client.values import Progress, silent
+from memserve.client.wire.consolidating import consolidation_of, plan_of
 from memserve.client.wire.memories import (
     batch_messages,
     change_of,
@@ -26,6 +28,8 @@ from memserve.client.wire.memories import (
 )
 from memserve.client.wire.memory_values import memory_of
 from memserve.domain import (
+    Consolidation,
+    ConsolidationPlan,
     DocumentReport,
     ForgottenWhere,
     ImportResult,
@@ -106,6 +110,69 @@ class MemorySetCalls:
         with contextlib.closing(self._connection.stream(stub.DeleteNamespace, request)) as responses:
             for response in responses:
                 yield namespace_erasure_of(response)
+
+    def plan_consolidation(self, namespace: str, *, summaries: bool = True) -> ConsolidationPlan:
+        """Which memories of the namespace would become one, and why. Nothing is tried."""
+        request = pb.ConsolidateNamespaceRequest(
+            namespace=namespace, dry_run=True, no_summaries=not summaries
+        )
+        stub = self._connection.stubs.memories
+        responses = self._connection.stream(stub.ConsolidateNamespace, request)
+        with contextlib.closing(responses):
+            for response in responses:
+                return plan_of(response.plan)
+        raise RuntimeError("the stream ended without a result")
+
+    def consolidate(
+        self,
+        namespace: str,
+        *,
+        summaries: bool = True,
+        model_writes: bool = False,
+        budget_s: float = 0.0,
+        progress: Progress = silent,
+    ) -> Consolidation:
+        """Try what would become of the namespace. Returns a candidate, or one that has failed, and why.
+
+        No memory changes before `decide_consolidation`. model_writes: the served model writes the summaries.
+        budget_s: seconds of its answers; 0 for the default. progress: of the questions.
+        """
+        request = pb.ConsolidateNamespaceRequest(
+            namespace=namespace,
+            no_summaries=not summaries,
+            model_writes=model_writes,
+            budget_s=budget_s,
+        )
+        stub = self._connection.stubs.memories
+        responses = self._connection.stream(stub.ConsolidateNamespace, request)
+        with contextlib.closing(responses):
+            for response in responses:
+                match response.WhichOneof("event"):
+                    case "consolidation":
+                        return consolidation_of(response.consolidation)
+                    case "progress":
+                        progress(response.progress.done, response.progress.total)
+        raise RuntimeError("the stream ended without a result")
+
+    def decide_consolidation(
+        self, namespace: str, *, accept: bool, consolidation_id: str = ""
+    ) -> Consolidation:
+        """Let the namespace's candidate take the place of its sources, or take it away.
+
+        consolidation_id: that it must have. Empty: any.
+        """
+        request = pb.DecideConsolidationRequest(
+            namespace=namespace, consolidation_id=consolidation_id, accept=accept
+        )
+        stub = self._connection.stubs.memories
+        response = self._connection.call(stub.DecideConsolidation, request)
+        return consolidation_of(response.consolidation)
+
+    def consolidations(self) -> list[Consolidation]:
+        """The newest of each namespace, of the last seven days."""
+        stub = self._connection.stubs.memories
+        response = self._connection.call(stub.ListConsolidations, pb.ListConsolidationsRequest())
+        return list(map(consolidation_of, response.consolidations))
 
     def list_memories(
         self,

@@ -24,6 +24,7 @@ from memserve.client.wire.modules import (
     distil_plan_of,
     distil_progress_of,
     distil_request,
+    distillation_of,
     gate_report_of,
     kind_number,
     module_of,
@@ -37,6 +38,7 @@ from memserve.domain import (
     AliasChange,
     AuditEvent,
     DistilChoice,
+    DistillationJob,
     DistilPlan,
     GateReport,
     Module,
@@ -289,17 +291,20 @@ class ModuleCalls:
         budget_s: float = 0.0,
         seed: int = 0,
         notes: str = "",
+        from_reference: str = "",
         progress: DistilWatch = silent_distil,
     ) -> ModuleVersion | None:
         """Distil memories into a candidate version, which comes back with its gate report. None: stopped.
 
         The job goes on when this call ends. The same call watches it again, or goes on from its checkpoint.
         budget_s: processor seconds; 0 for what suits the served model's size.
+        from_reference: a LoRA that is trained on. Empty: a new one is trained.
         progress: called with the plan, and then with how far it is.
         """
         request = distil_request(
-            name, kind, choice, recipe, budget_s=budget_s, seed=seed, notes=notes, dry_run=False, cancel=False
-        )
+            name, kind, choice, recipe, budget_s=budget_s, seed=seed, notes=notes, dry_run=False,
+            cancel=False, from_reference=from_reference,
+        )  # fmt: skip
         stub = self._connection.stubs.modules
         with contextlib.closing(self._connection.stream(stub.DistilModule, request)) as responses:
             for response in responses:
@@ -326,6 +331,12 @@ class ModuleCalls:
             for response in responses:
                 return distil_plan_of(response.plan)
         raise RuntimeError("the stream ended without a result")
+
+    def distillations(self) -> list[DistillationJob]:
+        """The newest distillation of each module: under way at any gateway, or ended in the last days."""
+        stub = self._connection.stubs.modules
+        response = self._connection.call(stub.ListDistillations, pb.ListDistillationsRequest())
+        return [distillation_of(each) for each in response.distillations]
 
     def stop_distil(self, name: str) -> None:
         """Stop the distillation of a module. Its checkpoint stays: an equal `distil` goes on from there."""

@@ -19,11 +19,13 @@ from memserve.domain import (
     Message,
     ModuleKind,
     ModuleUse,
+    OutdatedFact,
     Priority,
     RecallOutcome,
     Role,
     Route,
     RouteCandidate,
+    RungCost,
     Sampling,
     Slo,
     TextDelta,
@@ -223,6 +225,20 @@ def _route_of(route: pb.Route) -> Route:
         skipped=skipped_of(route.skipped),
         recall=parts_of(route.recall),
         module_fits=fits_of(route.module_fits),
+        outdated=tuple(_outdated_of(fact) for fact in route.outdated),
+    )
+
+
+def _outdated_of(fact: pb.OutdatedFact) -> OutdatedFact:
+    return OutdatedFact(
+        fact.module,
+        fact.namespace,
+        fact.memory_id,
+        fact.known_version,
+        fact.text_namespace,
+        fact.text_memory_id,
+        fact.text_version,
+        fact.why,
     )
 
 
@@ -261,6 +277,7 @@ def _usage_of(usage: pb.Usage) -> Usage:
         slo_met=usage.slo_met,
         finish_reason=FINISH_REASONS.get(usage.finish_reason, FinishReason.UNKNOWN),
         stored_tokens=usage.stored_tokens,
+        rungs=tuple(RungCost(rung.kind, rung.name, rung.tokens, rung.bytes, rung.ms) for rung in usage.rungs),
     )
 
 

@@ -239,7 +239,9 @@ def history_of(response: pb.GetMemoryResponse) -> MemoryHistory:
 
 
 def places_of(messages: Iterable[pb.ErasedPlace]) -> tuple[ErasedPlace, ...]:
-    return tuple(ErasedPlace(message.place, message.removed, message.detail) for message in messages)
+    return tuple(
+        ErasedPlace(message.place, message.removed, message.detail, message.pending) for message in messages
+    )
 
 
 def namespace_erasure_of(response: pb.DeleteNamespaceResponse) -> NamespaceErasure:

@@ -288,4 +288,7 @@ def remembered_message(remembered: Remembered) -> pb.RememberResponse:
 
 
 def erased_messages(places: Iterable[ErasedPlace]) -> list[pb.ErasedPlace]:
-    return [pb.ErasedPlace(place=place.place, removed=place.removed, detail=place.detail) for place in places]
+    return [
+        pb.ErasedPlace(place=place.place, removed=place.removed, detail=place.detail, pending=place.pending)
+        for place in places
+    ]

@@ -11,6 +11,8 @@ from memserve.domain import (
     AliasChange,
     AuditEvent,
     DistilChoice,
+    DistillationJob,
+    DistillationState,
     DistilPlan,
     DistilProgress,
     GateFigure,
@@ -29,6 +31,9 @@ from memserve.domain.kinds import KINDS
 from memserve.errors import UsageError
 from memserve.pb.v1 import module_pb2 as pb
 
+DISTILLATION_STATES: dict[int, DistillationState] = {
+    getattr(pb, f"DISTILLATION_STATE_{state.name}"): state for state in DistillationState.known()
+}
 PLACES: dict[int, ModulePlace] = {
     getattr(pb, f"MODULE_PLACE_{place.name}"): place for place in ModulePlace.known()
 }
@@ -87,6 +92,7 @@ def distil_request(
     notes: str,
     dry_run: bool,
     cancel: bool,
+    from_reference: str = "",
 ) -> pb.DistilModuleRequest:
     return pb.DistilModuleRequest(
         name=name,
@@ -104,6 +110,7 @@ def distil_request(
         notes=notes,
         dry_run=dry_run,
         cancel=cancel,
+        from_reference=from_reference,
     )
 
 
@@ -126,6 +133,25 @@ def distil_progress_of(value: pb.DistilProgress) -> DistilProgress:
         value.cpu_s,
         value.tokens,
         value.median_loss if value.HasField("median_loss") else None,
+    )
+
+
+def distillation_of(value: pb.Distillation) -> DistillationJob:
+    return DistillationJob(
+        job_id=value.job_id,
+        module=value.module,
+        kind=kind_of(value.kind),
+        state=DISTILLATION_STATES.get(value.state, DistillationState.UNKNOWN),
+        principal=value.principal,
+        begun_s=value.begun_s,
+        ended_s=value.ended_s,
+        progress=distil_progress_of(value.progress),
+        taken_up=value.taken_up,
+        version=value.version,
+        passed=value.passed if value.HasField("passed") else None,
+        promoted_to=value.promoted_to,
+        reason=value.reason,
+        from_reference=value.from_reference,
     )
 
 

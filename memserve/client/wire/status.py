@@ -5,7 +5,49 @@ from __future__ import annotations
 from memserve.client.values import Status, WorkerStatus
 from memserve.client.wire.modules import place_of
 from memserve.domain import ReindexProgress
+from memserve.domain.ladder import (
+    LadderAction,
+    LadderBudget,
+    LadderDecision,
+    LadderReport,
+    LadderStep,
+    LadderUse,
+    Rung,
+)
 from memserve.pb.v1 import status_pb2 as pb
+
+RUNGS: dict[int, Rung] = {getattr(pb, f"RUNG_{rung.name}"): rung for rung in Rung.known()}
+ACTIONS: dict[int, LadderAction] = {
+    getattr(pb, f"LADDER_ACTION_{action.name}"): action for action in LadderAction.known()
+}
+
+
+def ladder_of(value: pb.GetLadderResponse) -> LadderReport:
+    return LadderReport(
+        value.mode,
+        value.at_s,
+        LadderBudget(value.budget.resident_bytes, value.budget.make_s),
+        _use_of(value.use),
+        tuple(map(_step_of, value.steps)),
+    )
+
+
+def _step_of(value: pb.LadderStep) -> LadderStep:
+    decision = LadderDecision(
+        value.namespace,
+        ACTIONS.get(value.action, LadderAction.UNKNOWN),
+        RUNGS.get(value.from_rung, Rung.UNKNOWN),
+        RUNGS.get(value.to_rung, Rung.UNKNOWN),
+        value.reason,
+        _use_of(value.before),
+        _use_of(value.after),
+        value.makes_room_for,
+    )
+    return LadderStep(decision, value.outcome)
+
+
+def _use_of(value: pb.LadderUse) -> LadderUse:
+    return LadderUse(value.resident_bytes, value.make_s)
 
 
 def status_of(value: pb.GetStatusResponse) -> Status:

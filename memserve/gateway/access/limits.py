@@ -28,7 +28,7 @@ MEMORY_CHANGES = frozenset(
     {
         "Remember", "BatchRemember", "RememberDocument", "ImportMemories", "UpdateMemory", "RestoreMemory",
         "SupersedeMemory", "Forget", "ForgetWhere", "EraseMemory", "DeleteNamespace", "ReindexMemories",
-        "RecordOutcome",
+        "RecordOutcome", "ConsolidateNamespace", "DecideConsolidation",
     }
 )  # fmt: skip
 # Streams that last until their caller ends them. Their limit is WATCHES_MAX.

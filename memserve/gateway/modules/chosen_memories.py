@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
-from memserve.domain import DistilChoice, LinkKind, Memory, MemoryHistory, Tenant
-from memserve.errors import InvalidField, MemoryNotFound
+from memserve.domain import DistilChoice, LinkKind, Memory, MemoryHistory, MemoryState, Tenant
+from memserve.errors import InvalidField, MemoryNotFound, NamespaceNotFound
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.requests import ListQuery
 from memserve.policy.modules.selection import MOST_CHANGES, MOST_MEMORIES, Selection, select
@@ -15,6 +17,17 @@ from memserve.turns import FairThreads
 HISTORIES_AT_ONCE = 16
 PAGE = 256
 DOCUMENTS_MAX = 64
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedVersion:
+    """A version of a memory."""
+
+    namespace: str
+    memory_id: str
+    version: int
 
 
 class ChosenMemories:
@@ -33,15 +46,34 @@ class ChosenMemories:
         if len(named) > MOST_MEMORIES:
             raise InvalidField("memories", f"more than {MOST_MEMORIES}; narrow the filter")
         histories: list[MemoryHistory] = []
-        places = list(named)
-        for start in range(0, len(places), HISTORIES_AT_ONCE):
-            some = places[start : start + HISTORIES_AT_ONCE]
+        for some in _batches(list(named)):
             histories += await asyncio.gather(
                 *(self._texts.history(tenant.name, namespace, memory_id) for namespace, memory_id in some)
             )
         chains = {history.current.memory_id: await self._chain(tenant, history) for history in histories}
         # Comparing hundreds of memories takes a second.
         return await self._threads.run(tenant.name, lambda: select(histories, now_s, chains))
+
+    async def unchanged(
+        self, tenant: Tenant, versions: Sequence[NamedVersion]
+    ) -> list[tuple[NamedVersion, str]]:
+        """Those that are live and still say what they said in that version, with their texts."""
+        kept: list[tuple[NamedVersion, str]] = []
+        for some in _batches(versions[:MOST_MEMORIES]):
+            texts = await asyncio.gather(*(self._unchanged(tenant, each) for each in some))
+            kept += [(each, text) for each, text in zip(some, texts, strict=True) if text]
+        return kept
+
+    async def _unchanged(self, tenant: Tenant, named: NamedVersion) -> str:
+        """The text. Empty: the memory is gone, or says something else now."""
+        try:
+            history = await self._texts.history(tenant.name, named.namespace, named.memory_id)
+        except (MemoryNotFound, NamespaceNotFound):
+            return ""
+        if history.current.state is not MemoryState.LIVE:
+            return ""
+        then = next((each.memory for each in history.versions if each.memory.version == named.version), None)
+        return history.current.text if then is not None and then.text == history.current.text else ""
 
     async def _listed(self, tenant: Tenant, choice: DistilChoice) -> list[Memory]:
         if not choice.namespaces:
@@ -94,3 +126,8 @@ def _check(choice: DistilChoice) -> None:
         bounded: Sequence[object] = named
         if len(bounded) > most:
             raise InvalidField(field, f"at most {most}")
+
+
+def _batches(places: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(places), HISTORIES_AT_ONCE):
+        yield places[start : start + HISTORIES_AT_ONCE]

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
+from collections.abc import Callable
 from functools import partial
 
 from memserve.domain import ModuleVersion, Tenant
@@ -48,19 +49,23 @@ class ModuleDeletion:
         self._uses = uses
         self._background = background
 
-    async def delete(self, tenant: Tenant, name: str, number: int) -> int:
-        """Returns the chunks of KV that were freed. Raises VersionInUse, ModuleNotFound."""
+    async def delete(self, tenant: Tenant, name: str, number: int, *, mark: str = "") -> int:
+        """Returns the chunks of KV that were freed. Raises VersionInUse, ModuleNotFound.
+
+        mark: keeps new requests from the version for HOLD_S where it is in use, so that a later call with the
+        same mark finds it free. Empty: a version in use goes on as before.
+        """
         version = await self._memory.version(tenant.name, name, number)
         return await asyncio.shield(
-            self._background.begin(f"deleting {version.reference}", self._delete(tenant, version))
+            self._background.begin(f"deleting {version.reference}", self._delete(tenant, version, mark))
         )
 
-    async def _delete(self, tenant: Tenant, version: ModuleVersion) -> int:
+    async def _delete(self, tenant: Tenant, version: ModuleVersion, mark: str) -> int:
         name, number = version.module, version.version
         # Where another version has the same content it stays, and requests that use it are in no danger.
-        if not await self._store.other_references(tenant.name, name, number):
+        if not mark and not await self._store.other_references(tenant.name, name, number):
             self._uses.refuse_here(version)
-        token = uuid.uuid4().hex
+        token = mark or uuid.uuid4().hex
         await self._store.hold_version(tenant.name, name, number, token, HOLD_S)
         try:
             if not await self._store.other_references(tenant.name, name, number):
@@ -72,8 +77,9 @@ class ModuleDeletion:
             )
         except BaseException:
             # A hold that is not released runs out.
-            with contextlib.suppress(MemserveError):
-                await self._store.release_version(tenant.name, name, number, token)
+            if not mark:
+                with contextlib.suppress(MemserveError):
+                    await self._store.release_version(tenant.name, name, number, token)
             raise
         removed_chunks = 0
         if tenants_last:
@@ -83,15 +89,17 @@ class ModuleDeletion:
                 log.warning("KV of the removed %s stays until it expires: %s", version.reference, error)
         if unreferenced:
             await self._placement.forget(version)
-            await self._remove_content(version.digest, token)
+            await self._remove_content(version.digest, token, self._memory.blobs.delete)
+        if version.probes_digest:
+            await self._remove_content(version.probes_digest, token, self._memory.blobs.delete_probes)
         return removed_chunks
 
-    async def _remove_content(self, digest: str, token: str) -> None:
-        """Content that stays when this fails is found by a sweep."""
+    async def _remove_content(self, digest: str, token: str, remove: Callable[[str], None]) -> None:
+        """Where nothing else has it. Content that stays when this fails is found by a sweep."""
         try:
             if await self._store.block_publishing(digest, token, CONDEMNED_S):
                 try:
-                    await self._memory.files.run_own(partial(self._memory.blobs.delete, digest))
+                    await self._memory.files.run_own(partial(remove, digest))
                 finally:
                     await self._store.allow_publishing(digest, token)
         except MemserveError as error:

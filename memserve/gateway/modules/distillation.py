@@ -1,81 +1,62 @@
-"""Distils memories into a candidate version of a module, on a worker's Ray beside serving.
+"""Distillations as jobs: begun, watched, taken up, stopped and listed. `distil_work.py` does their work.
 
-1. The memories are chosen with their ids and versions, and checked (`policy/modules/selection.py`).
-2. A worker trains. Where it is lost, another call to a worker goes on from the checkpoint that is there.
-3. The result is published as any version is, with its lineage, and faces the gate. Nothing is promoted.
-
-A job goes on when the call that began it ends. It ends with its gateway: an equal call then goes on from the
-worker's checkpoint.
+A job is kept in the registry, and goes on when the call that began it ends. A gateway holds the jobs that it
+works on. Where a gateway is killed, another one takes its jobs up, or the same one after its restart. They go
+on from the worker's checkpoint. A job that fails or is stopped leaves no version, and the audit has why.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import random
-import tempfile
-import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from dataclasses import asdict, dataclass, replace
+import contextlib
+import logging
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from memserve.domain import (
-    DEFAULT_RECIPE,
-    DistilChoice,
+    Distillation,
+    DistillationJob,
+    DistillationState,
     DistilPlan,
     DistilProgress,
-    GateReport,
     ModuleKind,
     ModuleVersion,
-    Recipe,
     Tenant,
 )
-from memserve.domain.worker_calls import (
-    ComposedPiece,
-    DistillationRequest,
-    WorkerDied,
-    WorkerFailure,
-    WrongRequest,
+from memserve.errors import (
+    DistillationFailed,
+    InvalidField,
+    MemserveError,
+    ModuleNotFound,
+    NoWorker,
+    PicklableError,
 )
-from memserve.errors import InvalidField, InvalidModule, NoWorker
-from memserve.gateway.layout import PromptLayout
-from memserve.gateway.modules.chosen_memories import ChosenMemories
-from memserve.gateway.modules.gatekeeper import Gatekeeper
-from memserve.gateway.modules.trial import ModuleTrial
-from memserve.gateway.workers.picking import least_loaded, workers_for
-from memserve.gateway.workers.pool import WorkerPool
-from memserve.memory.modules.memory import SOURCES_MAX, ParametricMemory, Publication
+from memserve.gateway.modules import failures
+from memserve.gateway.modules.deletion import ModuleDeletion
+from memserve.gateway.modules.distil_work import DistilWork, Outcome, Standing, erased_meanwhile, job_of
+from memserve.memory.modules.memory import ParametricMemory
+from memserve.memory.modules.registry.distillations import HELD, HeldJob, KeptDistillation
+from memserve.metrics.instruments import GatewayMetrics
 from memserve.policy.modules.recipes import check_budget, check_recipe
-from memserve.policy.modules.selection import Selection
-from memserve.policy.modules.self_study.asking import probe_sets
-from memserve.policy.modules.self_study.draw import Draw
-from memserve.policy.modules.self_study.readings import Reading, readings_of
-from memserve.policy.modules.self_study.study import Study
 from memserve.processes.supervised import Background
 
+log = logging.getLogger("memserve.gateway.modules.distillation")
+
 TELL_EVERY_S = 0.5
-EXAMPLES = 8
-TRIES = 3
-"""Of workers that are lost while they train."""
+HOLD_EVERY_S = 1.0
+LOOK_S = 2.0
+"""How often a gateway looks for jobs that nobody holds."""
+END_TRIES, END_AGAIN_S = 30, 2.0
+"""Of a registry that does not answer at a job's end."""
 JOBS_MAX = 16
 """Under way at a gateway."""
+TAKEN_UP_MAX = 16
+"""A job that outlives no gateway is not taken up for ever."""
+LEFT_OUT_KEPT = 64
+"""Of the memories that are left out, those that the plan of a job names."""
 KINDS = (ModuleKind.LORA, ModuleKind.CARTRIDGE)
-BEGUN = DistilProgress("reading", 0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Distillation:
-    """What is distilled into what."""
-
-    name: str
-    choice: DistilChoice
-    kind: ModuleKind = ModuleKind.LORA
-    recipe: Recipe = DEFAULT_RECIPE
-    budget_s: float = 0.0
-    seed: int = 0
-    notes: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,221 +67,271 @@ class DistillationStopped:
 Event = DistilPlan | DistilProgress | ModuleVersion | DistillationStopped
 
 
-@dataclass(slots=True)
-class _Job:
-    distillation: Distillation
-    task: asyncio.Task[ModuleVersion]
-    plan: DistilPlan | None = None
-    progress: DistilProgress = BEGUN
+class NotHeld(PicklableError):
+    """The job is no longer this gateway's: it was stopped, or another gateway has it."""
 
 
 class ModuleDistillation:
-    """The distillations of this gateway: at most one for each module."""
+    """The distillations of all tenants, and those that this gateway works on."""
 
     def __init__(
         self,
         memory: ParametricMemory,
-        memories: ChosenMemories,
-        pool: WorkerPool,
-        trial: ModuleTrial,
-        gatekeeper: Gatekeeper,
-        layout: PromptLayout,
+        work: DistilWork,
+        deletion: ModuleDeletion,
+        named: Callable[[str, str], Tenant],
         background: Background,
+        metrics: GatewayMetrics,
     ) -> None:
+        """named: a tenant, with who began the job."""
         self._memory = memory
-        self._memories = memories
-        self._pool = pool
-        self._trial = trial
-        self._gatekeeper = gatekeeper
-        self._layout = layout
+        self._store = memory.store
+        self._work = work
+        self._deletion = deletion
+        self._named = named
         self._background = background
-        self._jobs: dict[tuple[str, str], _Job] = {}
+        self._metrics = metrics
+        self._gateway = uuid.uuid4().hex
+        self._working: set[str] = set()
+        # By the id of a job: whose it is, how far it is, and the work itself.
+        self._works: dict[str, tuple[str, Standing, asyncio.Task[Outcome | None]]] = {}
 
-    async def plan(self, tenant: Tenant, distillation: Distillation) -> DistilPlan:
+    async def plan(self, tenant: Tenant, asked: Distillation) -> DistilPlan:
         """What would be trained on. Raises InvalidField, NamespaceNotFound, MemoryNotFound."""
-        await self._check(tenant, distillation)
-        return _plan_of(await self._memories.select(tenant, distillation.choice, time.time()), distillation)
+        await self._check(tenant, asked)
+        return await self._work.plan(tenant, asked)
 
-    async def distil(self, tenant: Tenant, distillation: Distillation) -> AsyncGenerator[Event, None]:
+    async def distil(self, tenant: Tenant, asked: Distillation) -> AsyncGenerator[Event, None]:
         """Begin the job, or watch the one that is under way. The version comes last, with its gate report.
 
-        Raises InvalidField, InvalidModule, NamespaceNotFound, MemoryNotFound and NoWorker.
+        Raises InvalidField, and what the job has failed with: InvalidModule, NamespaceNotFound,
+        MemoryNotFound, NoWorker, DistillationFailed.
         """
-        job = await self._job(tenant, distillation)
-        told_plan = False
-        while not job.task.done():
-            if job.plan is not None and not told_plan:
+        if asked.from_reference:
+            # What an alias means now, for all who take the job up.
+            parent = await self._memory.heaviest("from_reference", tenant.name, asked.from_reference)
+            asked = replace(asked, from_reference=parent.reference)
+        kept = await self._begun(tenant, asked)
+        job_id, told_plan = kept.job.job_id, False
+        while True:
+            if kept.plan is not None and not told_plan:
                 told_plan = True
-                yield job.plan
-            yield job.progress
-            await asyncio.wait([job.task], timeout=TELL_EVERY_S)
-        if job.task.cancelled():
+                yield kept.plan
+            if not kept.is_running:
+                break
+            yield kept.job.progress
+            await asyncio.sleep(TELL_EVERY_S)
+            kept = await self._again(tenant.name, asked.name, job_id)
+        if kept.job.state is DistillationState.STOPPED:
             yield DistillationStopped()
-            return
-        if job.plan is not None and not told_plan:
-            yield job.plan
-        yield job.task.result()
+        elif kept.job.state is DistillationState.DONE:
+            yield await self._memory.version(tenant.name, asked.name, kept.job.version)
+        else:
+            raise failures.restored(kept.failure, asked.name, kept.job.reason)
 
     async def stop(self, tenant: Tenant, name: str) -> None:
-        """Stop the job of a module. Its checkpoint stays. Raises InvalidField where there is none."""
-        job = self._jobs.get((tenant.name, name))
-        if job is None or job.task.done():
-            raise InvalidField("cancel", f"no distillation of {name} is under way at this gateway")
-        job.task.cancel()
-        await asyncio.wait([job.task])
+        """Stop the job of a module, whichever gateway works on it. Its checkpoint stays.
 
-    async def _job(self, tenant: Tenant, distillation: Distillation) -> _Job:
-        key = (tenant.name, distillation.name)
-        if (job := self._under_way(key, distillation)) is not None:
-            return job
-        await self._check(tenant, distillation)
-        if (job := self._under_way(key, distillation)) is not None:
-            return job
-        for ended in [each for each, other in self._jobs.items() if other.task.done()]:
-            del self._jobs[ended]
-        if len(self._jobs) >= JOBS_MAX:
-            raise NoWorker(f"{JOBS_MAX} distillations are under way at this gateway; ask again later")
-        # The task finds its job, which needs the task.
-        begun: asyncio.Future[_Job] = asyncio.get_running_loop().create_future()
-        task = self._background.begin("distilling memories", self._run(tenant, distillation, begun))
-        job = _Job(distillation, task)
-        begun.set_result(job)
-        self._jobs[key] = job
-        return job
+        Raises InvalidField where there is none.
+        """
+        kept = await self._store.stop_distillation(tenant.name, tenant.principal, name)
+        await self._remove(tenant, name, kept.job.job_id, kept.job.version)
 
-    def _under_way(self, key: tuple[str, str], distillation: Distillation) -> _Job | None:
-        job = self._jobs.get(key)
-        if job is None or job.task.done():
-            return None
-        if job.distillation != distillation:
-            raise InvalidField("name", f"another distillation of {key[1]} is under way; cancel that first")
-        return job
+    def stop_those_of(self, tenant: str, keys: Sequence[str]) -> int:
+        """Stop the jobs of this gateway that have read one of these memories. Returns how many they were."""
+        erased, stopped = set(keys), 0
+        for owner, standing, work in self._works.values():
+            if owner == tenant and not erased.isdisjoint(standing.memory_keys) and work.cancel():
+                standing.was_erased = True
+                stopped += 1
+        return stopped
 
-    async def _check(self, tenant: Tenant, distillation: Distillation) -> None:
-        if distillation.kind not in KINDS:
-            raise InvalidField("kind", f"{distillation.kind} cannot be distilled; {', '.join(KINDS)} can")
-        check_recipe(distillation.recipe)
-        check_budget(distillation.budget_s)
-        await self._memory.check_new_version("name", tenant.name, distillation.name, distillation.kind)
+    async def jobs(self, tenant: Tenant) -> list[DistillationJob]:
+        """The newest of each module: under way, or ended in the last days."""
+        return [kept.job for kept in await self._store.distillations(tenant.name)]
 
-    async def _run(
-        self, tenant: Tenant, distillation: Distillation, begun: asyncio.Future[_Job]
-    ) -> ModuleVersion:
-        job = await begun
-        selection = await self._memories.select(tenant, distillation.choice, time.time())
-        job.plan = _plan_of(selection, distillation)
-        request = DistillationRequest(
-            kind=distillation.kind,
-            texts=tuple(memory.text for memory in selection.memories),
-            recipe=distillation.recipe,
-            seed=distillation.seed,
-            budget_s=distillation.budget_s,
-            recall_template=self._layout.recall.source if self._layout.recall.origin == "setting" else "",
+    async def look(self) -> None:
+        """Take jobs up that no gateway works on. The step of a loop."""
+        room = JOBS_MAX - len(self._working)
+        if room <= 0:
+            return
+        try:
+            taken = await self._store.take_distillations(self._gateway, room)
+        except MemserveError as error:
+            log.warning("distillations are looked at later: %s", error)
+            return
+        for kept in taken:
+            log.info("distilling %s is taken up for the %d. time", kept.job.module, kept.job.taken_up)
+            self._start(kept)
+
+    async def _begun(self, tenant: Tenant, asked: Distillation) -> KeptDistillation:
+        known = await self._store.distillation(tenant.name, asked.name)
+        if known is None or not known.is_running:
+            await self._check(tenant, asked)
+            if len(self._working) >= JOBS_MAX:
+                raise NoWorker(f"{JOBS_MAX} distillations are under way at this gateway; ask again later")
+            held = HeldJob(tenant.name, tenant.principal, asked.name, uuid.uuid4().hex, self._gateway)
+            known = await self._store.begin_distillation(held, asked)
+            if known.job.job_id == held.job_id:
+                self._start(known)
+                return known
+        if known.asked != asked:
+            raise InvalidField(
+                "name", f"another distillation of {asked.name} is under way; cancel that first"
+            )
+        return known
+
+    async def _check(self, tenant: Tenant, asked: Distillation) -> None:
+        if asked.kind not in KINDS:
+            raise InvalidField("kind", f"{asked.kind} cannot be distilled; {', '.join(KINDS)} can")
+        check_recipe(asked.recipe)
+        check_budget(asked.budget_s)
+        await self._memory.check_new_version("name", tenant.name, asked.name, asked.kind)
+
+    async def _again(self, tenant: str, module: str, job_id: str) -> KeptDistillation:
+        kept = await self._store.distillation(tenant, module)
+        if kept is None or kept.job.job_id != job_id:
+            raise DistillationFailed(module, "it has ended, and another one has taken its place")
+        return kept
+
+    def _start(self, kept: KeptDistillation) -> None:
+        job = kept.job
+        held = HeldJob(kept.tenant, job.principal, job.module, job.job_id, self._gateway)
+        self._working.add(job.job_id)
+        task = self._background.begin(f"keeping the distillation of {job.module}", self._keep(held, kept))
+        task.add_done_callback(lambda _: self._working.discard(job.job_id))
+
+    async def _keep(self, held: HeldJob, kept: KeptDistillation) -> None:
+        """Have the work done, and hold the job meanwhile."""
+        tenant = self._named(held.tenant, held.principal)
+        if kept.job.taken_up > TAKEN_UP_MAX:
+            reason = f"given up: {TAKEN_UP_MAX} gateways have ended while they worked on it"
+            await self._end(held, DistillationState.FAILED, {"reason": reason})
+            return
+        standing = Standing(plan=kept.plan, progress=kept.job.progress, version=kept.job.version)
+        work = self._background.begin(
+            f"distilling {held.module}",
+            self._worked(tenant, kept.asked, held, standing),
         )
-        with tempfile.TemporaryDirectory(prefix="memserve-distil-") as scratch:
-            folder, report = await self._trained(tenant, request, Path(scratch), job)
-            publication = Publication(
-                name=distillation.name,
-                kind=distillation.kind,
-                files=(),
-                sources=_sources(selection),
-                recipe=_recipe_text(distillation, selection, report),
-                notes=distillation.notes,
-            )
-            version = await self._memory.publish(
-                tenant, publication, folder, partial(self._trial.moves_logits, tenant.name)
-            )
-        async with aclosing(self._gatekeeper.run(tenant, version.module, version.version)) as events:
-            async for event in events:
-                if isinstance(event, GateReport):
-                    return replace(version, gate=event)
-                job.progress = replace(job.progress, stage="gate", done=event.done, total=event.total)
-        return version
+        self._works[held.job_id] = held.tenant, standing, work
+        try:
+            await self._hold_until_done(held, standing, work)
+        except asyncio.CancelledError:
+            # This gateway closes. Another one, or this one after its restart, goes on at once.
+            work.cancel()
+            await asyncio.wait([work])
+            with contextlib.suppress(MemserveError):
+                await self._store.hold_distillation(held, seconds=0)
+            raise
+        finally:
+            del self._works[held.job_id]
+        error = None if work.cancelled() else work.exception()
+        outcome = None if work.cancelled() or error else work.result()
+        if outcome is None and standing.was_erased:
+            error = erased_meanwhile()
+        if outcome is not None:
+            await self._done(held, outcome)
+        elif error is None:
+            await self._let_go(held, tenant, standing)
+        elif isinstance(error, MemserveError):
+            await self._failed(held, tenant, standing, str(error), failures.kept(error))
+        else:
+            reason = f"memserve itself has failed ({type(error).__name__}); its log has more"
+            await self._failed(held, tenant, standing, reason, "")
 
-    async def _trained(
-        self, tenant: Tenant, request: DistillationRequest, scratch: Path, job: _Job
-    ) -> tuple[Path, dict[str, object]]:
-        """Returns a folder within `scratch` with the module's files, and the worker's report."""
-        for tries_left in reversed(range(TRIES)):
-            folder = scratch / f"{tries_left}"
-            await self._memory.files.run(tenant.name, folder.mkdir)
-            worker = least_loaded(workers_for(self._pool, tenant.name))
+    async def _worked(
+        self, tenant: Tenant, asked: Distillation, held: HeldJob, standing: Standing
+    ) -> Outcome | None:
+        """None: the job is no longer this gateway's."""
+        try:
+            return await self._work.run(
+                tenant, asked, held.job_id, standing, partial(self._hold, held, standing)
+            )
+        except NotHeld:
+            return None
+
+    async def _hold_until_done(
+        self, held: HeldJob, standing: Standing, work: asyncio.Task[Outcome | None]
+    ) -> None:
+        while not work.done():
+            await asyncio.wait([work], timeout=HOLD_EVERY_S)
             try:
-                with worker.calling() as calls:
-                    async with aclosing(calls.distil(request)) as events:
-                        async for event in events:
-                            if isinstance(event, DistilProgress):
-                                job.progress = event
-                            elif isinstance(event, ComposedPiece):
-                                append = partial(_append, folder / Path(event.file_name).name, event.content)
-                                await self._memory.files.run(tenant.name, append)
-                            else:
-                                report: dict[str, object] = json.loads(event.report)
-                                return folder, report
-            except WrongRequest as error:
-                raise InvalidModule("distillation", error.detail) from None
-            except WorkerDied as error:
-                if not tries_left:
-                    raise NoWorker(error.detail) from None
-            except WorkerFailure as error:
-                raise NoWorker(error.detail) from None
-        raise NoWorker("the worker ended its stream without a result")
+                await self._hold(held, standing)
+            except NotHeld:
+                work.cancel()
+                await asyncio.wait([work])
+            except MemserveError as error:
+                # Where that lasts, the hold runs out, and another gateway takes the job up.
+                log.warning("the distillation of %s could not be held: %s", held.module, error)
 
+    async def _hold(self, held: HeldJob, standing: Standing) -> None:
+        """Raises NotHeld."""
+        plan = standing.plan
+        if plan is not None:
+            plan = replace(plan, left_out=plan.left_out[:LEFT_OUT_KEPT])
+        state = await self._store.hold_distillation(
+            held, plan=plan, progress=standing.progress, version=standing.version
+        )
+        if state != HELD:
+            raise NotHeld(f"the distillation of {held.module} is {state}")
 
-def _plan_of(selection: Selection, distillation: Distillation) -> DistilPlan:
-    """Raises InvalidField when no memory states a fact."""
-    readings: dict[tuple[str, str], Reading] = {}
-    for memory in selection.memories:
-        for reading in readings_of(memory.text):
-            readings.setdefault(reading.key, reading)
-    if not readings:
-        raise InvalidField("memories", "none states a fact that can be asked for by itself")
-    study = Study(list(readings.values()))
-    facts = study.facts()
-    draw = Draw(random.Random(f"{distillation.seed}:plan").random)
-    shown = draw.sample(facts, EXAMPLES)
-    return DistilPlan(
-        memories=len(selection.memories),
-        facts=len(readings),
-        questions=len(facts),
-        left_out=selection.left_out,
-        examples=tuple(f"{lesson.question} {lesson.answer}" for lesson in shown),
-        probes=sum(len(each.probes) for each in probe_sets(study, draw, 1.0)),
-    )
-
-
-def _sources(selection: Selection) -> tuple[str, ...]:
-    """The memories with their versions: one a source, as many as a version keeps."""
-    named = [f"memory:{each.namespace}/{each.memory_id}@{each.version}" for each in selection.memories]
-    return tuple(named) if len(named) <= SOURCES_MAX else tuple(_joined(named))
-
-
-def _joined(named: list[str]) -> list[str]:
-    """Several of one line, so that all fit."""
-    each = -(-len(named) // SOURCES_MAX)
-    return [" ".join(named[start : start + each]) for start in range(0, len(named), each)]
-
-
-def _recipe_text(distillation: Distillation, selection: Selection, report: dict[str, object]) -> str:
-    return json.dumps(
-        {
-            "method": "distil",
-            "kind": str(distillation.kind),
-            "recipe": asdict(distillation.recipe),
-            "seed": distillation.seed,
-            "budget_s": distillation.budget_s,
-            "memories": len(selection.memories),
-            "left_out": len(selection.left_out),
-            "measured": {**report, "without_question": len(_places(report))},
+    async def _done(self, held: HeldJob, outcome: Outcome) -> None:
+        version = outcome.version
+        told: dict[str, object] = {
+            "version": version.version,
+            "passed": None if version.gate is None else version.gate.passed,
+            "promoted_to": outcome.promoted_to,
+            "reason": outcome.not_promoted,
         }
-    )
+        if await self._end(held, DistillationState.DONE, told):
+            self._metrics.module_changes.labels("distil").inc()
+        else:
+            await self._let_go(
+                held, self._named(held.tenant, held.principal), Standing(version=version.version)
+            )
 
+    async def _failed(
+        self, held: HeldJob, tenant: Tenant, standing: Standing, reason: str, failure: str
+    ) -> None:
+        left = await self._remove(tenant, held.module, held.job_id, standing.version)
+        await self._end(held, DistillationState.FAILED, {"reason": reason + left}, failure)
 
-def _places(report: dict[str, object]) -> list[object]:
-    places = report.get("without_question")
-    return places if isinstance(places, list) else []
+    async def _let_go(self, held: HeldJob, tenant: Tenant, standing: Standing) -> None:
+        """Somebody has stopped the job, or another gateway has it. What a stopped one has made goes."""
+        try:
+            kept = await self._store.distillation(held.tenant, held.module)
+        except MemserveError as error:
+            log.warning("what the distillation of %s has left stays: %s", held.module, error)
+            return
+        if kept is None or kept.job.job_id != held.job_id:
+            return
+        if kept.job.state in (DistillationState.STOPPED, DistillationState.FAILED):
+            await self._remove(tenant, held.module, held.job_id, standing.version)
 
+    async def _remove(self, tenant: Tenant, module: str, job_id: str, number: int) -> str:
+        """Delete the version that the job has made, if it has. Returns what stays, for a person."""
+        if not number:
+            return ""
+        try:
+            # Equal content was there before, perhaps.
+            if job_of(await self._memory.version(tenant.name, module, number)) != job_id:
+                return ""
+            await self._deletion.delete(tenant, module, number)
+        except ModuleNotFound:
+            return ""
+        except MemserveError as error:
+            log.warning("%s@%d of an ended distillation stays: %s", module, number, error)
+            return f"; {module}@{number} stays: {error}"
+        return ""
 
-def _append(file: Path, content: bytes) -> None:
-    with file.open("ab") as stream:
-        stream.write(content)
+    async def _end(
+        self, held: HeldJob, state: DistillationState, told: dict[str, object], failure: str = ""
+    ) -> bool:
+        """Returns whether the job was under way until now."""
+        for _ in range(END_TRIES):
+            try:
+                return await self._store.end_distillation(held, state, told, failure)
+            except MemserveError as error:
+                log.warning("the end of distilling %s is not written yet: %s", held.module, error)
+                await asyncio.sleep(END_AGAIN_S)
+        return True

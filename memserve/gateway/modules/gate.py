@@ -36,7 +36,13 @@ from memserve.gateway.workers.picking import least_loaded
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.gateway.workers.pooled_worker import PooledWorker
 from memserve.memory.modules.probes import Probes
-from memserve.policy.modules.gate import CALIBRATION, Answer, Probe, confidence, judge
+from memserve.policy.modules.gate import (
+    CALIBRATION,
+    Answer,
+    Probe,
+    confidence,
+    judge,
+)
 from memserve.turns import FairThreads
 
 # Probes that are asked at the same time. They are few, so that users' requests keep their turn.
@@ -101,6 +107,11 @@ class Gate:
             all(each.holds for each in figures), figures, run.answered_by, time.time(), probes.digest
         )
 
+    async def base_answer(self, tenant: Tenant, probe: Probe) -> str:
+        """What the served model answers by itself. Raises NoWorker and InvalidModule."""
+        prompt = await self._tokenizing.run(tenant.name, partial(self._prompt, probe, "the question", 0))
+        return (await _Run(self._pool, tenant, None, "").answer(prompt)).text
+
     def _prompts(self, probes: Probes, prefix_tokens: int) -> list[list[int]]:
         """prefix_tokens: positions of a cartridge before each prompt."""
         return [
@@ -139,7 +150,8 @@ class _Run:
 
     pool: WorkerPool
     tenant: Tenant
-    version: ModuleVersion
+    version: ModuleVersion | None
+    """None: only the base is asked."""
     worker_id: str
     """The worker to ask; empty for any worker."""
     worker: PooledWorker | None = None
@@ -180,6 +192,10 @@ class _Run:
         )
         return base, module
 
+    async def answer(self, token_ids: list[int]) -> Answer:
+        """Of the base. Raises NoWorker, InvalidModule."""
+        return await self._answer(token_ids, False)
+
     async def _answer(self, token_ids: list[int], with_version: bool) -> Answer:
         while True:
             worker = self._chosen()
@@ -205,13 +221,14 @@ class _Run:
 
     async def _ask(self, worker: PooledWorker, token_ids: list[int], with_version: bool) -> Answer:
         """One answer of a worker, with its confidence. Raises WorkerFailure."""
+        version = self.version
         request = WorkerRequest(
             request_id=uuid.uuid4().hex,
             token_ids=token_ids,
             tenant=self.tenant.name,
             cache_salt=self.tenant.cache_salt,
             sampling=_SAMPLING,
-            modules=(AppliedModule(self.version.digest, self.version.kind),) if with_version else (),
+            modules=(AppliedModule(version.digest, version.kind),) if version and with_version else (),
             priority=Priority.BACKGROUND,
         )
         text: list[str] = []

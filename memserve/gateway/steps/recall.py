@@ -17,6 +17,7 @@ from memserve.domain import (
     GenerationRequest,
     ModuleFit,
     ModuleUse,
+    OutdatedFact,
     RecallOutcome,
     RecallPart,
     RecallSource,
@@ -56,6 +57,8 @@ class Recalled:
     """What was found and is not used."""
     parts: tuple[RecallPart, ...] = ()
     module_fits: tuple[ModuleFit, ...] = ()
+    outdated: tuple[OutdatedFact, ...] = ()
+    """Facts of the request's modules that the passages correct."""
 
     @property
     def module(self) -> ModuleFit | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import replace
 
-from memserve.domain import RecallOutcome, RecallPart, RecallSource, Route, Skipped, SkipReason
+from memserve.domain import OutdatedFact, RecallOutcome, RecallPart, RecallSource, Route, Skipped, SkipReason
 from memserve.gateway.steps.prompt import Prompt
 from memserve.gateway.steps.recall import SKIPPED_MAX, Recalled
 from memserve.gateway.steps.resolve import AnsweringModules
@@ -45,6 +45,7 @@ def receipt_head(
         skipped=skipped_memories(recalled, prompt),
         recall=(*passage_parts(recalled, prompt), prefix_part(cached_tokens, look_up_ms)),
         module_fits=recalled.module_fits,
+        outdated=outdated_facts(recalled, prompt),
     )
 
 
@@ -57,6 +58,12 @@ def skipped_memories(recalled: Recalled, prompt: Prompt) -> tuple[Skipped, ...]:
         if hit.memory.name not in kept
     ]
     return (*dropped, *recalled.skipped)[:SKIPPED_MAX]
+
+
+def outdated_facts(recalled: Recalled, prompt: Prompt) -> tuple[OutdatedFact, ...]:
+    """What the passages correct that stand in the prompt."""
+    kept = {hit.memory.name for hit in prompt.passages}
+    return tuple(fact for fact in recalled.outdated if (fact.text_namespace, fact.text_memory_id) in kept)
 
 
 def passage_parts(recalled: Recalled, prompt: Prompt) -> tuple[RecallPart, ...]:

@@ -36,6 +36,10 @@ class AnsweringModules:
     modules: tuple[AnsweringModule, ...] = ()
 
     @property
+    def versions(self) -> list[ModuleVersion]:
+        return [module.version for module in self.modules]
+
+    @property
     def used(self) -> tuple[UsedModule, ...]:
         """What the receipt says of them."""
         return tuple(

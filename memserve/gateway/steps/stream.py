@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from memserve.domain import (
     CachedTokens,
@@ -33,6 +33,7 @@ from memserve.gateway.outcomes import OutcomeCounts
 from memserve.gateway.steps.resolve import AnsweringModules
 from memserve.gateway.workers.pooled_worker import PooledWorker
 from memserve.metrics.instruments import CHAT, COMPLETION, GatewayMetrics
+from memserve.policy.lineage.receipts import rungs_of
 from memserve.policy.routing.breaker import Breakers
 from memserve.policy.routing.residuals import Residuals
 
@@ -217,7 +218,7 @@ def usage_of(
     prompt_tokens, cached = len(routed.token_ids), last.cached or CachedTokens()
     ttft_ms = (first_s - routed.accepted_s) * 1000
     tpot_ms = (ended_s - first_s) * 1000 / (output_tokens - 1) if output_tokens > 1 else None
-    return Usage(
+    usage = Usage(
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         cached=cached,
@@ -227,6 +228,7 @@ def usage_of(
         finish_reason=last.finish_reason or FinishReason.STOP,
         stored_tokens=max(prompt_tokens // block_tokens * block_tokens - cached.total, 0),
     )
+    return replace(usage, rungs=rungs_of(routed.route, usage, routed.modules.versions))
 
 
 def wishes_met(routed: RoutedRequest, ttft_ms: float, tpot_ms: float | None) -> tuple[bool, bool]:

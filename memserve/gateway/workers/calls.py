@@ -14,6 +14,7 @@ from memserve.domain import (
     CachedTokens,
     DistilProgress,
     FinishReason,
+    FreedMemory,
     ModuleKind,
     ModulePlace,
     RefusalReason,
@@ -127,6 +128,12 @@ class GrpcCalls:
             answer = await channel.stub.LookupBlocks(pb.LookupBlocksRequest(keys=keys), timeout=timeout_s)
         return HeldBlocks(answer.device_blocks, answer.held_blocks)
 
+    async def forget_memories(self, tenant: str, keys: Sequence[str], timeout_s: float) -> FreedMemory:
+        request = pb.ForgetMemoriesRequest(tenant=tenant, memory_keys=keys)
+        async with self._calling() as channel:
+            told = await channel.stub.ForgetMemories(request, timeout=timeout_s)
+        return FreedMemory(told.blocks, told.chunks, told.held, told.trainings)
+
     async def load_module(self, digest: str, kind: ModuleKind, *, pin: bool, timeout_s: float) -> ModulePlace:
         request = pb.LoadModuleRequest(digest=digest, kind=kind, pin=pin)
         async with self._calling() as channel:
@@ -182,14 +189,8 @@ class GrpcCalls:
     async def distil(
         self, request: DistillationRequest, timeout_s: float | None = None
     ) -> AsyncGenerator[DistilProgress | ComposedPiece | DistilReport, None]:
-        message = pb.DistilModuleRequest(
-            kind=request.kind,
-            texts=request.texts,
-            recipe=pb.DistilRecipe(**asdict(request.recipe)),
-            seed=request.seed,
-            budget_s=request.budget_s,
-            recall_template=request.recall_template,
-        )
+        # The fields have the same names.
+        message = pb.DistilModuleRequest(**asdict(request))
         async with self._calling() as channel:
             call = channel.stub.DistilModule(message, timeout=timeout_s)
             try:
@@ -269,11 +270,8 @@ def _full(worker_id: str, error: grpc.aio.AioRpcError) -> WorkerFailure:
     except (KeyError, ValueError):
         # Not by the worker's own word: a message over gRPC's limit has this status too.
         return WorkerFailure(worker_id, detail)
-    return WorkerFull(worker_id, detail, _reason(told.get(REASON, "")), retry_after_s)
-
-
-def _reason(reason: str) -> RefusalReason:
-    return RefusalReason(reason) if reason in tuple(RefusalReason) else RefusalReason.UNKNOWN
+    reason = {str(each): each for each in RefusalReason}.get(told.get(REASON, ""), RefusalReason.UNKNOWN)
+    return WorkerFull(worker_id, detail, reason, retry_after_s)
 
 
 def _generate_request(request: WorkerRequest) -> pb.GenerateRequest:

@@ -271,6 +271,13 @@ class Ledger:
         for start in range(0, len(members), PAGE):
             yield members[start : start + PAGE]
 
+    def count_of(self, members: Sequence[str], tenant: str) -> int:
+        """How many of these members are the tenant's."""
+        if not members:
+            return 0
+        worths = self._ask(lambda client: client.zmscore(TENANT_WORTH_PREFIX + tenant, list(members)))
+        return sum(worth is not None for worth in worths)
+
     def usage(self, tenant: str = ALL) -> Usage:
         """What is counted for a tenant, or for all."""
         counters = [counter.key for counter in Counter]

@@ -2,7 +2,7 @@
 --   <prefix>:a:<request id>  hash: record, prompt, weights, memories
 --   <prefix>:ids             zset: request ids by the time at which they were kept
 --   <prefix>:prompts         zset: the same, of those with a prompt
---   <prefix>:m:<memory>      zset: the same, of those that used a memory
+--   <prefix>:m:<memory>      zset: the same, of those that used a memory, or a module version by its digest
 --   <prefix>:erased:<memory> when the memory was erased
 
 -- An answer that was under way when a memory of it was erased is not kept. No answer takes longer.
@@ -81,6 +81,16 @@ function operations.weigh()
   if redis.call('EXISTS', key) == 0 then return 0 end
   redis.call('HSET', key, 'weights', ARGV[3])
   return 1
+end
+
+-- ARGV: memory, how many at most. Returns the records of the newest answers that used it.
+function operations.of_memory()
+  local found = {}
+  for _, id in ipairs(redis.call('ZREVRANGE', memory_key(ARGV[2]), 0, tonumber(ARGV[3]) - 1)) do
+    local record = redis.call('HGET', answer_key(id), 'record')
+    if record then found[#found + 1] = record end
+  end
+  return found
 end
 
 -- ARGV: memories. Returns how many answers have been removed.

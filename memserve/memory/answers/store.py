@@ -29,6 +29,7 @@ from memserve.memory.answers.records import (
     weights_of,
 )
 from memserve.memory.texts.records import memory_key
+from memserve.records import LenientReader
 from memserve.registry.client import answering, close_client, registry_client
 from memserve.registry.script import Script
 from memserve.turns import FairThreads
@@ -59,7 +60,7 @@ class _Waiting:
     accepted_s: float
     """On the monotonic clock."""
     memories: tuple[str, ...]
-    """Keys of those that it used or skipped."""
+    """Keys of those that it used or skipped, and of the modules that it used."""
 
 
 class KeptAnswers:
@@ -87,6 +88,7 @@ class KeptAnswers:
         self._dropped = dropped
         self._answers_max, self._prompts_max = answers_max, prompts_max
         self._redis = registry_client(redis_url, decode_responses=False)
+        self._reader = LenientReader(log)
         self._waiting: deque[_Waiting] = deque()
         # On its way into the registry: no longer waiting, and not there yet.
         self._writing: list[_Waiting] = []
@@ -177,6 +179,24 @@ class KeptAnswers:
             removed += await self._run(tenant, "forget", *keys[start : start + FORGOTTEN_AT_ONCE])
         return removed
 
+    async def of_memory(self, tenant: str, key: str, most: int) -> list[KeptAnswer]:
+        """The newest answers that used a memory, without their prompts, the newest first.
+
+        key: as of `forget_memories`. Those that wait to be written are part of it.
+        Raises RegistryUnavailable.
+        """
+        waiting = [
+            each.answer
+            for each in (*self._writing, *self._waiting)
+            if each.tenant == tenant and key in each.memories
+        ]
+        async with answering():
+            records = await SCRIPT.run(self._redis, [_prefix(tenant)], ("of_memory", key, most))
+        found = {answer.request_id: answer for answer in reversed(waiting)}
+        for answer in self._reader.read([{b"record": record} for record in records], read_answer):
+            found.setdefault(answer.request_id, answer)
+        return list(found.values())[:most]
+
     async def _write_some(self) -> None:
         batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH))]
         self._writing = batch
@@ -221,7 +241,13 @@ def _arguments(answers: Iterable[_Waiting], text_of: Callable[[Sequence[int]], s
 def _memories(tenant: str, answer: KeptAnswer) -> tuple[str, ...]:
     used = [(each.namespace, each.memory_id) for each in answer.passages]
     used += [(each.namespace, each.memory_id) for each in answer.skipped]
-    return tuple(memory_key(tenant, namespace, memory_id) for namespace, memory_id in dict.fromkeys(used))
+    keys = [memory_key(tenant, namespace, memory_id) for namespace, memory_id in dict.fromkeys(used)]
+    return (*keys, *(module_key(module.digest) for module in answer.modules))
+
+
+def module_key(digest: str) -> str:
+    """What `KeptAnswers.forget_memories` and `of_memory` take for the content of a module version."""
+    return f"module-{digest}"
 
 
 def _prefix(tenant: str) -> str:

@@ -100,6 +100,14 @@ class ActivationMemory:
         """The same as `evict_prefix`, for all chunks that the tenant has computed with a module version."""
         return await self._evict(tenant, digest, lambda: self._ledger.members(module=digest))
 
+    async def module_chunks(self, tenant: str, digest: str) -> int:
+        """How many chunks the tenant has in Redis that were computed with a module version."""
+
+        def count() -> int:
+            return sum(self._ledger.count_of(page, tenant) for page in self._ledger.members(module=digest))
+
+        return await self._ask(tenant, count)
+
     async def evict_tenant(self, tenant: str) -> tuple[int, int]:
         """The same as `evict_prefix`, for all chunks of the tenant."""
         return await self._evict(tenant, ALL, lambda: self._ledger.members(tenant=tenant))

@@ -145,7 +145,7 @@ class Erasing(Writes, Reads):
             for changed in gone:
                 for eraser in self.erasers:
                     if changed.before is not None:
-                        _add(outside, await _erased_by(eraser, tenant, changed.before))
+                        merged(outside, await _erased_by(eraser, tenant, changed.before))
             yield NamespaceErasure(erased, await self._records_of(tenant, namespace))
             if not gone:
                 break
@@ -310,7 +310,7 @@ class Erasing(Writes, Reads):
         return places
 
 
-def _add(places: dict[str, ErasedPlace], more: ErasedPlace) -> None:
+def merged(places: dict[str, ErasedPlace], more: ErasedPlace) -> None:
     """Sum up what one place had of several memories. What was not removed is what is told."""
     before = places.get(more.place)
     if before is None:
@@ -319,7 +319,8 @@ def _add(places: dict[str, ErasedPlace], more: ErasedPlace) -> None:
     detail = before.detail if before.detail.startswith(NOT_REMOVED) or not more.removed else more.detail
     if more.detail.startswith(NOT_REMOVED):
         detail = more.detail
-    places[more.place] = ErasedPlace(more.place, before.removed + more.removed, detail)
+    pending = before.pending or more.pending
+    places[more.place] = ErasedPlace(more.place, before.removed + more.removed, detail, pending)
 
 
 async def _erased_by(eraser: Eraser, tenant: str, record: Record) -> ErasedPlace:

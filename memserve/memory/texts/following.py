@@ -29,6 +29,10 @@ FADING = 0.9
 """Of the score, for each step from the hit."""
 ALL_KINDS = frozenset(LinkKind.known())
 BY_LINK = frozenset({MemoryState.LIVE, MemoryState.SUPERSEDED})
+ALL_STATES = frozenset(MemoryState.known())
+DERIVED = frozenset({LinkKind.DERIVED_FROM})
+DERIVED_MAX = 256
+"""Memories that were derived from one."""
 STRENGTH_DIGITS = 3
 """Memories of the same hour are equally strong, and stay in the order of their ids."""
 
@@ -122,6 +126,25 @@ class Following(Core):
             return await self._around(tenant, scope, [start], Wishes(0, depth, kinds), self._now_s())
 
         return await self._within(self._call_timeout_s, follow)
+
+    async def derived_from(self, tenant: str, name: Name) -> list[Memory]:
+        """Memories of all the tenant's namespaces whose links say that they were derived from this one.
+
+        Superseded and forgotten ones too; the memory itself need not be there any more. At most DERIVED_MAX.
+        Raises VectorStoreUnavailable.
+        """
+        own = tenant_key(tenant)
+        namespaces = list(await self._journal.counts(tenant))
+        found: list[Memory] = []
+        for start in range(0, len(namespaces), NAMESPACES_MAX):
+            scope = Scope(own, tuple(namespaces[start : start + NAMESPACES_MAX]), ALL_STATES)
+            found += await self._searched.read(
+                tenant,
+                lambda store, scope=scope: store.linking_to(  # type: ignore[misc]
+                    scope, *name, DERIVED, DERIVED_MAX, timeout_s=self._call_timeout_s
+                ),
+            )
+        return await self._still_current(tenant, found[:DERIVED_MAX])
 
     async def _around(
         self,

@@ -19,6 +19,7 @@ from memserve.errors import (
     VectorStoreUnavailable,
 )
 from memserve.memory.texts.applied import FlushNotVerified
+from memserve.memory.texts.consolidating import Consolidating
 from memserve.memory.texts.core import Parts
 from memserve.memory.texts.due import FlushPolicy
 from memserve.memory.texts.encoders.cached import CachedEmbedding
@@ -72,7 +73,7 @@ class TextOptions:
 DEFAULT_OPTIONS = TextOptions()
 
 
-class VectorMemory(Exchange, Erasing, Searching, Pinning, Reembedding):
+class VectorMemory(Exchange, Erasing, Consolidating, Searching, Pinning, Reembedding):
     """Memories of all tenants: a journal in the registry, and stores that keep and find them.
 
     Create it with `open`, end it with `close`. It belongs to one event loop.
@@ -85,7 +86,7 @@ class VectorMemory(Exchange, Erasing, Searching, Pinning, Reembedding):
     4. The registry has the namespaces, and what they hold. Reads go on without the registry.
 
     The calls are in the files of its parts: `writes.py`, `batches.py`, `reads.py`, `erasing.py`,
-    `searching.py`, `following.py`, `exchange.py`, `pinning.py`, `reembedding.py`.
+    `consolidating.py`, `searching.py`, `following.py`, `exchange.py`, `pinning.py`, `reembedding.py`.
 
     Every method raises InvalidField for a name or value that breaks a rule, and VectorStoreUnavailable when
     the store fails or is late. Writes and counts raise RegistryUnavailable. A write that raises one of the

@@ -188,6 +188,10 @@ class Reads(Core):
         """The tenant's namespaces, by name. Namespaces whose memories are all forgotten are part of it."""
         return list(await self.counts(tenant))
 
+    async def last_change(self, tenant: str) -> int:
+        """The sequence of the tenant's newest change, at any gateway. Raises RegistryUnavailable."""
+        return await self._journal.last_change(tenant)
+
     async def watch(
         self, tenant: str, after_sequence: int | None = None
     ) -> AsyncGenerator[MemoryChange, None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from memserve.errors import InvalidField
 from memserve.memory.texts.encoders.reranking import Reranking
 from memserve.memory.texts.following import Following, Wishes
 from memserve.memory.texts.reads import matches, narrowed
-from memserve.memory.texts.records import tenant_key
+from memserve.memory.texts.records import memory_key, tenant_key
 from memserve.memory.texts.rules import (
     LINK_DEPTH_MAX,
     NEIGHBOURS_MAX,
@@ -110,6 +110,34 @@ class Searching(Following):
             more = await self._beside(tenant, asked, hits.hits)
             cut = self.settling.needs_mending or (not found.is_whole and len(hits.hits) < asked.limit)
             return FoundMemories((*hits.hits, *more), hits.skipped, cut)
+
+        return await self._within(timeout_s, find)
+
+    async def search_as_if(
+        self,
+        tenant: str,
+        query: SearchQuery,
+        timeout_s: float,
+        instead: Sequence[tuple[Memory, Vector]],
+        without: Collection[tuple[str, str]],
+    ) -> FoundMemories:
+        """What `search` would find if some memories were there in place of others. Nothing is written.
+
+        instead: what would be there, with the vectors of their texts. without: the names of the others.
+        Neighbours and links are not followed. Raises as `search`.
+        """
+        asked = self._asked(tenant, query)
+        end_s = time.monotonic() + timeout_s
+
+        async def find() -> FoundMemories:
+            vector = await self.embed(tenant, asked.text, query=True)
+            await self._namespaces.require(tenant, asked.scope.namespaces)
+            wider = replace(asked, limit=min(asked.limit + len(without), CANDIDATES_MAX))
+            found, usable = await self._candidates(tenant, wider, vector, end_s)
+            through = {key: hit for key, hit in usable.items() if hit[0].name not in without}
+            for memory, own in instead:
+                through[memory_key(tenant, *memory.name)] = memory, _cosine(own, vector)
+            return await self._chosen(tenant, asked, found, through, vector, end_s)
 
         return await self._within(timeout_s, find)
 

@@ -204,7 +204,7 @@ class Expert(_message.Message):
     def __init__(self, reference: _Optional[str] = ..., alpha: _Optional[float] = ...) -> None: ...
 
 class Route(_message.Message):
-    __slots__ = ("worker_id", "reason", "predicted_ttft_ms", "prompt_tokens", "expected_cached_tokens", "recall_outcome", "passages", "request_id", "model", "modules", "lost_memories", "candidates", "excluded", "predicted_within_ms", "system_folded", "merged_turns", "skipped", "recall", "module_fits")
+    __slots__ = ("worker_id", "reason", "predicted_ttft_ms", "prompt_tokens", "expected_cached_tokens", "recall_outcome", "passages", "request_id", "model", "modules", "lost_memories", "candidates", "excluded", "predicted_within_ms", "system_folded", "merged_turns", "skipped", "recall", "module_fits", "outdated")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
@@ -224,6 +224,7 @@ class Route(_message.Message):
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
     RECALL_FIELD_NUMBER: _ClassVar[int]
     MODULE_FITS_FIELD_NUMBER: _ClassVar[int]
+    OUTDATED_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     reason: str
     predicted_ttft_ms: float
@@ -243,7 +244,42 @@ class Route(_message.Message):
     skipped: _containers.RepeatedCompositeFieldContainer[_memory_pb2.SkippedMemory]
     recall: _containers.RepeatedCompositeFieldContainer[RecallPart]
     module_fits: _containers.RepeatedCompositeFieldContainer[ModuleFit]
-    def __init__(self, worker_id: _Optional[str] = ..., reason: _Optional[str] = ..., predicted_ttft_ms: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., expected_cached_tokens: _Optional[int] = ..., recall_outcome: _Optional[_Union[RecallOutcome, str]] = ..., passages: _Optional[_Iterable[_Union[_memory_pb2.ScoredMemory, _Mapping]]] = ..., request_id: _Optional[str] = ..., model: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[UsedModule, _Mapping]]] = ..., lost_memories: _Optional[int] = ..., candidates: _Optional[_Iterable[_Union[RouteCandidate, _Mapping]]] = ..., excluded: _Optional[_Iterable[_Union[ExcludedWorker, _Mapping]]] = ..., predicted_within_ms: _Optional[float] = ..., system_folded: bool = ..., merged_turns: _Optional[int] = ..., skipped: _Optional[_Iterable[_Union[_memory_pb2.SkippedMemory, _Mapping]]] = ..., recall: _Optional[_Iterable[_Union[RecallPart, _Mapping]]] = ..., module_fits: _Optional[_Iterable[_Union[ModuleFit, _Mapping]]] = ...) -> None: ...
+    outdated: _containers.RepeatedCompositeFieldContainer[OutdatedFact]
+    def __init__(self, worker_id: _Optional[str] = ..., reason: _Optional[str] = ..., predicted_ttft_ms: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., expected_cached_tokens: _Optional[int] = ..., recall_outcome: _Optional[_Union[RecallOutcome, str]] = ..., passages: _Optional[_Iterable[_Union[_memory_pb2.ScoredMemory, _Mapping]]] = ..., request_id: _Optional[str] = ..., model: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[UsedModule, _Mapping]]] = ..., lost_memories: _Optional[int] = ..., candidates: _Optional[_Iterable[_Union[RouteCandidate, _Mapping]]] = ..., excluded: _Optional[_Iterable[_Union[ExcludedWorker, _Mapping]]] = ..., predicted_within_ms: _Optional[float] = ..., system_folded: bool = ..., merged_turns: _Optional[int] = ..., skipped: _Optional[_Iterable[_Union[_memory_pb2.SkippedMemory, _Mapping]]] = ..., recall: _Optional[_Iterable[_Union[RecallPart, _Mapping]]] = ..., module_fits: _Optional[_Iterable[_Union[ModuleFit, _Mapping]]] = ..., outdated: _Optional[_Iterable[_Union[OutdatedFact, _Mapping]]] = ...) -> None: ...
+
+class OutdatedFact(_message.Message):
+    __slots__ = ("module", "namespace", "memory_id", "known_version", "text_namespace", "text_memory_id", "text_version", "why")
+    MODULE_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_ID_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TEXT_NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_MEMORY_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    module: str
+    namespace: str
+    memory_id: str
+    known_version: int
+    text_namespace: str
+    text_memory_id: str
+    text_version: int
+    why: str
+    def __init__(self, module: _Optional[str] = ..., namespace: _Optional[str] = ..., memory_id: _Optional[str] = ..., known_version: _Optional[int] = ..., text_namespace: _Optional[str] = ..., text_memory_id: _Optional[str] = ..., text_version: _Optional[int] = ..., why: _Optional[str] = ...) -> None: ...
+
+class RungCost(_message.Message):
+    __slots__ = ("kind", "name", "tokens", "bytes", "ms")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    MS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    name: str
+    tokens: int
+    bytes: int
+    ms: float
+    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., ms: _Optional[float] = ...) -> None: ...
 
 class RouteCandidate(_message.Message):
     __slots__ = ("worker_id", "ttft_ms", "queue_ms", "slot_ms", "memory_ms", "fetch_ms", "prefill_ms", "load_ms", "learned_ms", "cached_tokens", "queued_tokens", "running")
@@ -546,7 +582,7 @@ class CachedTokens(_message.Message):
     def __init__(self, device: _Optional[int] = ..., host: _Optional[int] = ..., redis: _Optional[int] = ..., cartridge: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "output_tokens", "cached_tokens", "ttft_ms", "tpot_ms", "slo_met", "finish_reason", "stored_tokens")
+    __slots__ = ("prompt_tokens", "output_tokens", "cached_tokens", "ttft_ms", "tpot_ms", "slo_met", "finish_reason", "stored_tokens", "rungs")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -555,6 +591,7 @@ class Usage(_message.Message):
     SLO_MET_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     STORED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RUNGS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     output_tokens: int
     cached_tokens: CachedTokens
@@ -563,7 +600,8 @@ class Usage(_message.Message):
     slo_met: bool
     finish_reason: FinishReason
     stored_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[_Union[CachedTokens, _Mapping]] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., slo_met: bool = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., stored_tokens: _Optional[int] = ...) -> None: ...
+    rungs: _containers.RepeatedCompositeFieldContainer[RungCost]
+    def __init__(self, prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[_Union[CachedTokens, _Mapping]] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., slo_met: bool = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., stored_tokens: _Optional[int] = ..., rungs: _Optional[_Iterable[_Union[RungCost, _Mapping]]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("route", "text", "usage")

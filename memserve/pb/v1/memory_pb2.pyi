@@ -1,3 +1,4 @@
+from memserve.pb.v1 import erasure_pb2 as _erasure_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -69,6 +70,21 @@ class SkipReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SKIP_REASON_DIVERSITY: _ClassVar[SkipReason]
     SKIP_REASON_TOKENS: _ClassVar[SkipReason]
     SKIP_REASON_UNQUOTABLE: _ClassVar[SkipReason]
+
+class MergeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MERGE_KIND_UNSPECIFIED: _ClassVar[MergeKind]
+    MERGE_KIND_DUPLICATES: _ClassVar[MergeKind]
+    MERGE_KIND_SUMMARY: _ClassVar[MergeKind]
+
+class ConsolidationState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONSOLIDATION_STATE_UNSPECIFIED: _ClassVar[ConsolidationState]
+    CONSOLIDATION_STATE_CANDIDATE: _ClassVar[ConsolidationState]
+    CONSOLIDATION_STATE_ACCEPTING: _ClassVar[ConsolidationState]
+    CONSOLIDATION_STATE_ACCEPTED: _ClassVar[ConsolidationState]
+    CONSOLIDATION_STATE_REJECTED: _ClassVar[ConsolidationState]
+    CONSOLIDATION_STATE_FAILED: _ClassVar[ConsolidationState]
 MEMORY_KIND_UNSPECIFIED: MemoryKind
 MEMORY_KIND_FACT: MemoryKind
 MEMORY_KIND_EPISODE: MemoryKind
@@ -111,6 +127,15 @@ SKIP_REASON_SCORE: SkipReason
 SKIP_REASON_DIVERSITY: SkipReason
 SKIP_REASON_TOKENS: SkipReason
 SKIP_REASON_UNQUOTABLE: SkipReason
+MERGE_KIND_UNSPECIFIED: MergeKind
+MERGE_KIND_DUPLICATES: MergeKind
+MERGE_KIND_SUMMARY: MergeKind
+CONSOLIDATION_STATE_UNSPECIFIED: ConsolidationState
+CONSOLIDATION_STATE_CANDIDATE: ConsolidationState
+CONSOLIDATION_STATE_ACCEPTING: ConsolidationState
+CONSOLIDATION_STATE_ACCEPTED: ConsolidationState
+CONSOLIDATION_STATE_REJECTED: ConsolidationState
+CONSOLIDATION_STATE_FAILED: ConsolidationState
 
 class TextList(_message.Message):
     __slots__ = ("texts",)
@@ -559,30 +584,36 @@ class ForgetWhereResponse(_message.Message):
     def __init__(self, matched: _Optional[int] = ..., forgotten: _Optional[int] = ..., examples: _Optional[_Iterable[_Union[Memory, _Mapping]]] = ..., dry_run_token: _Optional[str] = ...) -> None: ...
 
 class EraseMemoryRequest(_message.Message):
-    __slots__ = ("namespace", "memory_id", "reason")
+    __slots__ = ("namespace", "memory_id", "reason", "dry_run")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     MEMORY_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     memory_id: str
     reason: str
-    def __init__(self, namespace: _Optional[str] = ..., memory_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    dry_run: bool
+    def __init__(self, namespace: _Optional[str] = ..., memory_id: _Optional[str] = ..., reason: _Optional[str] = ..., dry_run: bool = ...) -> None: ...
 
 class ErasedPlace(_message.Message):
-    __slots__ = ("place", "removed", "detail")
+    __slots__ = ("place", "removed", "detail", "pending")
     PLACE_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
     place: str
     removed: int
     detail: str
-    def __init__(self, place: _Optional[str] = ..., removed: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
+    pending: bool
+    def __init__(self, place: _Optional[str] = ..., removed: _Optional[int] = ..., detail: _Optional[str] = ..., pending: bool = ...) -> None: ...
 
 class EraseMemoryResponse(_message.Message):
-    __slots__ = ("places",)
+    __slots__ = ("places", "erasure")
     PLACES_FIELD_NUMBER: _ClassVar[int]
+    ERASURE_FIELD_NUMBER: _ClassVar[int]
     places: _containers.RepeatedCompositeFieldContainer[ErasedPlace]
-    def __init__(self, places: _Optional[_Iterable[_Union[ErasedPlace, _Mapping]]] = ...) -> None: ...
+    erasure: _erasure_pb2.Erasure
+    def __init__(self, places: _Optional[_Iterable[_Union[ErasedPlace, _Mapping]]] = ..., erasure: _Optional[_Union[_erasure_pb2.Erasure, _Mapping]] = ...) -> None: ...
 
 class DeleteNamespaceRequest(_message.Message):
     __slots__ = ("namespace", "confirm")
@@ -898,3 +929,141 @@ class ReindexMemoriesResponse(_message.Message):
     embedder: str
     done: bool
     def __init__(self, memories_done: _Optional[int] = ..., memories_total: _Optional[int] = ..., embedder: _Optional[str] = ..., done: bool = ...) -> None: ...
+
+class ConsolidateNamespaceRequest(_message.Message):
+    __slots__ = ("namespace", "dry_run", "no_summaries", "model_writes", "budget_s")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    NO_SUMMARIES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_WRITES_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_S_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    dry_run: bool
+    no_summaries: bool
+    model_writes: bool
+    budget_s: float
+    def __init__(self, namespace: _Optional[str] = ..., dry_run: bool = ..., no_summaries: bool = ..., model_writes: bool = ..., budget_s: _Optional[float] = ...) -> None: ...
+
+class MergedMemory(_message.Message):
+    __slots__ = ("memory_id", "version")
+    MEMORY_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    memory_id: str
+    version: int
+    def __init__(self, memory_id: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class Merge(_message.Message):
+    __slots__ = ("kind", "memory_id", "text", "sources", "reason", "version")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    kind: MergeKind
+    memory_id: str
+    text: str
+    sources: _containers.RepeatedCompositeFieldContainer[MergedMemory]
+    reason: str
+    version: int
+    def __init__(self, kind: _Optional[_Union[MergeKind, str]] = ..., memory_id: _Optional[str] = ..., text: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[MergedMemory, _Mapping]]] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class LeftAlone(_message.Message):
+    __slots__ = ("memory_id", "reason")
+    MEMORY_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    memory_id: str
+    reason: str
+    def __init__(self, memory_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ConsolidationPlan(_message.Message):
+    __slots__ = ("namespace", "memories", "merges", "left_alone", "not_looked_at")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    MEMORIES_FIELD_NUMBER: _ClassVar[int]
+    MERGES_FIELD_NUMBER: _ClassVar[int]
+    LEFT_ALONE_FIELD_NUMBER: _ClassVar[int]
+    NOT_LOOKED_AT_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    memories: int
+    merges: _containers.RepeatedCompositeFieldContainer[Merge]
+    left_alone: _containers.RepeatedCompositeFieldContainer[LeftAlone]
+    not_looked_at: int
+    def __init__(self, namespace: _Optional[str] = ..., memories: _Optional[int] = ..., merges: _Optional[_Iterable[_Union[Merge, _Mapping]]] = ..., left_alone: _Optional[_Iterable[_Union[LeftAlone, _Mapping]]] = ..., not_looked_at: _Optional[int] = ...) -> None: ...
+
+class ConsolidationProbes(_message.Message):
+    __slots__ = ("questions", "found_before", "found_after", "asked", "right_before", "right_after")
+    QUESTIONS_FIELD_NUMBER: _ClassVar[int]
+    FOUND_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    FOUND_AFTER_FIELD_NUMBER: _ClassVar[int]
+    ASKED_FIELD_NUMBER: _ClassVar[int]
+    RIGHT_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    RIGHT_AFTER_FIELD_NUMBER: _ClassVar[int]
+    questions: int
+    found_before: int
+    found_after: int
+    asked: int
+    right_before: int
+    right_after: int
+    def __init__(self, questions: _Optional[int] = ..., found_before: _Optional[int] = ..., found_after: _Optional[int] = ..., asked: _Optional[int] = ..., right_before: _Optional[int] = ..., right_after: _Optional[int] = ...) -> None: ...
+
+class Consolidation(_message.Message):
+    __slots__ = ("consolidation_id", "state", "principal", "at_s", "plan", "probes", "reason")
+    CONSOLIDATION_ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    PROBES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    consolidation_id: str
+    state: ConsolidationState
+    principal: str
+    at_s: float
+    plan: ConsolidationPlan
+    probes: ConsolidationProbes
+    reason: str
+    def __init__(self, consolidation_id: _Optional[str] = ..., state: _Optional[_Union[ConsolidationState, str]] = ..., principal: _Optional[str] = ..., at_s: _Optional[float] = ..., plan: _Optional[_Union[ConsolidationPlan, _Mapping]] = ..., probes: _Optional[_Union[ConsolidationProbes, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ConsolidationProgress(_message.Message):
+    __slots__ = ("done", "total")
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    done: int
+    total: int
+    def __init__(self, done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
+
+class ConsolidateNamespaceResponse(_message.Message):
+    __slots__ = ("plan", "progress", "consolidation")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    CONSOLIDATION_FIELD_NUMBER: _ClassVar[int]
+    plan: ConsolidationPlan
+    progress: ConsolidationProgress
+    consolidation: Consolidation
+    def __init__(self, plan: _Optional[_Union[ConsolidationPlan, _Mapping]] = ..., progress: _Optional[_Union[ConsolidationProgress, _Mapping]] = ..., consolidation: _Optional[_Union[Consolidation, _Mapping]] = ...) -> None: ...
+
+class DecideConsolidationRequest(_message.Message):
+    __slots__ = ("namespace", "consolidation_id", "accept")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    CONSOLIDATION_ID_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    consolidation_id: str
+    accept: bool
+    def __init__(self, namespace: _Optional[str] = ..., consolidation_id: _Optional[str] = ..., accept: bool = ...) -> None: ...
+
+class DecideConsolidationResponse(_message.Message):
+    __slots__ = ("consolidation",)
+    CONSOLIDATION_FIELD_NUMBER: _ClassVar[int]
+    consolidation: Consolidation
+    def __init__(self, consolidation: _Optional[_Union[Consolidation, _Mapping]] = ...) -> None: ...
+
+class ListConsolidationsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListConsolidationsResponse(_message.Message):
+    __slots__ = ("consolidations",)
+    CONSOLIDATIONS_FIELD_NUMBER: _ClassVar[int]
+    consolidations: _containers.RepeatedCompositeFieldContainer[Consolidation]
+    def __init__(self, consolidations: _Optional[_Iterable[_Union[Consolidation, _Mapping]]] = ...) -> None: ...

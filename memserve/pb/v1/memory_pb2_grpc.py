@@ -111,6 +111,21 @@ class MemoryServiceStub(object):
                 request_serializer=memserve_dot_v1_dot_memory__pb2.WatchMemoriesRequest.SerializeToString,
                 response_deserializer=memserve_dot_v1_dot_memory__pb2.WatchMemoriesResponse.FromString,
                 _registered_method=True)
+        self.ConsolidateNamespace = channel.unary_stream(
+                '/memserve.v1.MemoryService/ConsolidateNamespace',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.ConsolidateNamespaceRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.ConsolidateNamespaceResponse.FromString,
+                _registered_method=True)
+        self.DecideConsolidation = channel.unary_unary(
+                '/memserve.v1.MemoryService/DecideConsolidation',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.DecideConsolidationRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.DecideConsolidationResponse.FromString,
+                _registered_method=True)
+        self.ListConsolidations = channel.unary_unary(
+                '/memserve.v1.MemoryService/ListConsolidations',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.ListConsolidationsRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.ListConsolidationsResponse.FromString,
+                _registered_method=True)
         self.GetMemoryUsage = channel.unary_unary(
                 '/memserve.v1.MemoryService/GetMemoryUsage',
                 request_serializer=memserve_dot_v1_dot_memory__pb2.GetMemoryUsageRequest.SerializeToString,
@@ -258,6 +273,28 @@ class MemoryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ConsolidateNamespace(self, request, context):
+        """Puts a namespace in order: plans which memories become one, and tries that with questions over them. Streams
+        the plan, progress, and last the consolidation: a candidate, or one that has failed. No memory changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DecideConsolidation(self, request, context):
+        """Lets a candidate take the place of its sources, all in one step, or takes it away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListConsolidations(self, request, context):
+        """The newest consolidation of each namespace, of the last seven days.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetMemoryUsage(self, request, context):
         """What each namespace holds, and the tenant's quotas.
         """
@@ -377,6 +414,21 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.WatchMemories,
                     request_deserializer=memserve_dot_v1_dot_memory__pb2.WatchMemoriesRequest.FromString,
                     response_serializer=memserve_dot_v1_dot_memory__pb2.WatchMemoriesResponse.SerializeToString,
+            ),
+            'ConsolidateNamespace': grpc.unary_stream_rpc_method_handler(
+                    servicer.ConsolidateNamespace,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.ConsolidateNamespaceRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.ConsolidateNamespaceResponse.SerializeToString,
+            ),
+            'DecideConsolidation': grpc.unary_unary_rpc_method_handler(
+                    servicer.DecideConsolidation,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.DecideConsolidationRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.DecideConsolidationResponse.SerializeToString,
+            ),
+            'ListConsolidations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListConsolidations,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.ListConsolidationsRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.ListConsolidationsResponse.SerializeToString,
             ),
             'GetMemoryUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMemoryUsage,
@@ -816,6 +868,87 @@ class MemoryService(object):
             '/memserve.v1.MemoryService/WatchMemories',
             memserve_dot_v1_dot_memory__pb2.WatchMemoriesRequest.SerializeToString,
             memserve_dot_v1_dot_memory__pb2.WatchMemoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConsolidateNamespace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/memserve.v1.MemoryService/ConsolidateNamespace',
+            memserve_dot_v1_dot_memory__pb2.ConsolidateNamespaceRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.ConsolidateNamespaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecideConsolidation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.MemoryService/DecideConsolidation',
+            memserve_dot_v1_dot_memory__pb2.DecideConsolidationRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.DecideConsolidationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListConsolidations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.MemoryService/ListConsolidations',
+            memserve_dot_v1_dot_memory__pb2.ListConsolidationsRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.ListConsolidationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,6 +28,9 @@ class MemoryServiceStub(Untyped):
     ExportMemories: Any
     ImportMemories: Any
     WatchMemories: Any
+    ConsolidateNamespace: Any
+    DecideConsolidation: Any
+    ListConsolidations: Any
     GetMemoryUsage: Any
     Search: Any
     FollowLinks: Any
@@ -55,6 +58,9 @@ class MemoryServiceSyncStub(MemoryServiceStub):
     ExportMemories: grpc.UnaryStreamMultiCallable[memory_pb2.ExportMemoriesRequest, memory_pb2.ExportMemoriesResponse]
     ImportMemories: grpc.StreamStreamMultiCallable[memory_pb2.ImportMemoriesRequest, memory_pb2.ImportMemoriesResponse]
     WatchMemories: grpc.UnaryStreamMultiCallable[memory_pb2.WatchMemoriesRequest, memory_pb2.WatchMemoriesResponse]
+    ConsolidateNamespace: grpc.UnaryStreamMultiCallable[memory_pb2.ConsolidateNamespaceRequest, memory_pb2.ConsolidateNamespaceResponse]
+    DecideConsolidation: grpc.UnaryUnaryMultiCallable[memory_pb2.DecideConsolidationRequest, memory_pb2.DecideConsolidationResponse]
+    ListConsolidations: grpc.UnaryUnaryMultiCallable[memory_pb2.ListConsolidationsRequest, memory_pb2.ListConsolidationsResponse]
     GetMemoryUsage: grpc.UnaryUnaryMultiCallable[memory_pb2.GetMemoryUsageRequest, memory_pb2.GetMemoryUsageResponse]
     Search: grpc.UnaryUnaryMultiCallable[memory_pb2.SearchRequest, memory_pb2.SearchResponse]
     FollowLinks: grpc.UnaryUnaryMultiCallable[memory_pb2.FollowLinksRequest, memory_pb2.FollowLinksResponse]
@@ -78,6 +84,9 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     ExportMemories: grpc.aio.UnaryStreamMultiCallable[memory_pb2.ExportMemoriesRequest, memory_pb2.ExportMemoriesResponse]
     ImportMemories: grpc.aio.StreamStreamMultiCallable[memory_pb2.ImportMemoriesRequest, memory_pb2.ImportMemoriesResponse]
     WatchMemories: grpc.aio.UnaryStreamMultiCallable[memory_pb2.WatchMemoriesRequest, memory_pb2.WatchMemoriesResponse]
+    ConsolidateNamespace: grpc.aio.UnaryStreamMultiCallable[memory_pb2.ConsolidateNamespaceRequest, memory_pb2.ConsolidateNamespaceResponse]
+    DecideConsolidation: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.DecideConsolidationRequest, memory_pb2.DecideConsolidationResponse]
+    ListConsolidations: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.ListConsolidationsRequest, memory_pb2.ListConsolidationsResponse]
     GetMemoryUsage: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.GetMemoryUsageRequest, memory_pb2.GetMemoryUsageResponse]
     Search: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.SearchRequest, memory_pb2.SearchResponse]
     FollowLinks: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.FollowLinksRequest, memory_pb2.FollowLinksResponse]
@@ -101,6 +110,9 @@ class MemoryServiceServicer:
     def ExportMemories(self, request, context): ...
     def ImportMemories(self, request, context): ...
     def WatchMemories(self, request, context): ...
+    def ConsolidateNamespace(self, request, context): ...
+    def DecideConsolidation(self, request, context): ...
+    def ListConsolidations(self, request, context): ...
     def GetMemoryUsage(self, request, context): ...
     def Search(self, request, context): ...
     def FollowLinks(self, request, context): ...

@@ -33,6 +33,14 @@ class ComposeMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     COMPOSE_METHOD_DARE: _ClassVar[ComposeMethod]
     COMPOSE_METHOD_CORE: _ClassVar[ComposeMethod]
     COMPOSE_METHOD_COMPRESS: _ClassVar[ComposeMethod]
+
+class DistillationState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DISTILLATION_STATE_UNSPECIFIED: _ClassVar[DistillationState]
+    DISTILLATION_STATE_RUNNING: _ClassVar[DistillationState]
+    DISTILLATION_STATE_DONE: _ClassVar[DistillationState]
+    DISTILLATION_STATE_FAILED: _ClassVar[DistillationState]
+    DISTILLATION_STATE_STOPPED: _ClassVar[DistillationState]
 MODULE_KIND_UNSPECIFIED: ModuleKind
 MODULE_KIND_LORA: ModuleKind
 MODULE_KIND_LOGIT_EXPERT: ModuleKind
@@ -51,6 +59,11 @@ COMPOSE_METHOD_TIES: ComposeMethod
 COMPOSE_METHOD_DARE: ComposeMethod
 COMPOSE_METHOD_CORE: ComposeMethod
 COMPOSE_METHOD_COMPRESS: ComposeMethod
+DISTILLATION_STATE_UNSPECIFIED: DistillationState
+DISTILLATION_STATE_RUNNING: DistillationState
+DISTILLATION_STATE_DONE: DistillationState
+DISTILLATION_STATE_FAILED: DistillationState
+DISTILLATION_STATE_STOPPED: DistillationState
 
 class WeightFigures(_message.Message):
     __slots__ = ("delta_norm", "sparsity", "effective_rank")
@@ -577,7 +590,7 @@ class ComposeModuleResponse(_message.Message):
     def __init__(self, progress: _Optional[_Union[GateProgress, _Mapping]] = ..., version: _Optional[_Union[ModuleVersion, _Mapping]] = ...) -> None: ...
 
 class DistilRecipe(_message.Message):
-    __slots__ = ("steps", "rows", "rank", "rate", "fact_share", "fresh", "stop_loss", "least_teacher", "phrasings", "tokens")
+    __slots__ = ("steps", "rows", "rank", "rate", "fact_share", "fresh", "stop_loss", "least_teacher", "phrasings", "tokens", "old_share")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -588,6 +601,7 @@ class DistilRecipe(_message.Message):
     LEAST_TEACHER_FIELD_NUMBER: _ClassVar[int]
     PHRASINGS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OLD_SHARE_FIELD_NUMBER: _ClassVar[int]
     steps: int
     rows: int
     rank: int
@@ -598,7 +612,8 @@ class DistilRecipe(_message.Message):
     least_teacher: float
     phrasings: int
     tokens: int
-    def __init__(self, steps: _Optional[int] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., rate: _Optional[float] = ..., fact_share: _Optional[float] = ..., fresh: _Optional[float] = ..., stop_loss: _Optional[float] = ..., least_teacher: _Optional[float] = ..., phrasings: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
+    old_share: float
+    def __init__(self, steps: _Optional[int] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., rate: _Optional[float] = ..., fact_share: _Optional[float] = ..., fresh: _Optional[float] = ..., stop_loss: _Optional[float] = ..., least_teacher: _Optional[float] = ..., phrasings: _Optional[int] = ..., tokens: _Optional[int] = ..., old_share: _Optional[float] = ...) -> None: ...
 
 class DistilMemory(_message.Message):
     __slots__ = ("namespace", "memory_id")
@@ -609,7 +624,7 @@ class DistilMemory(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., memory_id: _Optional[str] = ...) -> None: ...
 
 class DistilModuleRequest(_message.Message):
-    __slots__ = ("name", "kind", "namespaces", "filter", "document_ids", "memories", "recipe", "budget_s", "seed", "notes", "dry_run", "cancel")
+    __slots__ = ("name", "kind", "namespaces", "filter", "document_ids", "memories", "recipe", "budget_s", "seed", "notes", "dry_run", "cancel", "from_reference")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     NAMESPACES_FIELD_NUMBER: _ClassVar[int]
@@ -622,6 +637,7 @@ class DistilModuleRequest(_message.Message):
     NOTES_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    FROM_REFERENCE_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: ModuleKind
     namespaces: _containers.RepeatedScalarFieldContainer[str]
@@ -634,7 +650,8 @@ class DistilModuleRequest(_message.Message):
     notes: str
     dry_run: bool
     cancel: bool
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ..., namespaces: _Optional[_Iterable[str]] = ..., filter: _Optional[str] = ..., document_ids: _Optional[_Iterable[str]] = ..., memories: _Optional[_Iterable[_Union[DistilMemory, _Mapping]]] = ..., recipe: _Optional[_Union[DistilRecipe, _Mapping]] = ..., budget_s: _Optional[float] = ..., seed: _Optional[int] = ..., notes: _Optional[str] = ..., dry_run: bool = ..., cancel: bool = ...) -> None: ...
+    from_reference: str
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ..., namespaces: _Optional[_Iterable[str]] = ..., filter: _Optional[str] = ..., document_ids: _Optional[_Iterable[str]] = ..., memories: _Optional[_Iterable[_Union[DistilMemory, _Mapping]]] = ..., recipe: _Optional[_Union[DistilRecipe, _Mapping]] = ..., budget_s: _Optional[float] = ..., seed: _Optional[int] = ..., notes: _Optional[str] = ..., dry_run: bool = ..., cancel: bool = ..., from_reference: _Optional[str] = ...) -> None: ...
 
 class DistilLeftOut(_message.Message):
     __slots__ = ("namespace", "memory_id", "reason")
@@ -689,6 +706,48 @@ class DistilModuleResponse(_message.Message):
     version: ModuleVersion
     cancelled: bool
     def __init__(self, plan: _Optional[_Union[DistilPlan, _Mapping]] = ..., progress: _Optional[_Union[DistilProgress, _Mapping]] = ..., version: _Optional[_Union[ModuleVersion, _Mapping]] = ..., cancelled: bool = ...) -> None: ...
+
+class Distillation(_message.Message):
+    __slots__ = ("job_id", "module", "kind", "state", "principal", "begun_s", "ended_s", "progress", "taken_up", "version", "passed", "promoted_to", "reason", "from_reference")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    MODULE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_S_FIELD_NUMBER: _ClassVar[int]
+    ENDED_S_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_UP_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PASSED_FIELD_NUMBER: _ClassVar[int]
+    PROMOTED_TO_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    FROM_REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    module: str
+    kind: ModuleKind
+    state: DistillationState
+    principal: str
+    begun_s: float
+    ended_s: float
+    progress: DistilProgress
+    taken_up: int
+    version: int
+    passed: bool
+    promoted_to: str
+    reason: str
+    from_reference: str
+    def __init__(self, job_id: _Optional[str] = ..., module: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ..., state: _Optional[_Union[DistillationState, str]] = ..., principal: _Optional[str] = ..., begun_s: _Optional[float] = ..., ended_s: _Optional[float] = ..., progress: _Optional[_Union[DistilProgress, _Mapping]] = ..., taken_up: _Optional[int] = ..., version: _Optional[int] = ..., passed: bool = ..., promoted_to: _Optional[str] = ..., reason: _Optional[str] = ..., from_reference: _Optional[str] = ...) -> None: ...
+
+class ListDistillationsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListDistillationsResponse(_message.Message):
+    __slots__ = ("distillations",)
+    DISTILLATIONS_FIELD_NUMBER: _ClassVar[int]
+    distillations: _containers.RepeatedCompositeFieldContainer[Distillation]
+    def __init__(self, distillations: _Optional[_Iterable[_Union[Distillation, _Mapping]]] = ...) -> None: ...
 
 class WatchModulesRequest(_message.Message):
     __slots__ = ("after_event_id",)

@@ -132,6 +132,11 @@ class ModuleServiceStub(object):
                 request_serializer=memserve_dot_v1_dot_module__pb2.DistilModuleRequest.SerializeToString,
                 response_deserializer=memserve_dot_v1_dot_module__pb2.DistilModuleResponse.FromString,
                 _registered_method=True)
+        self.ListDistillations = channel.unary_unary(
+                '/memserve.v1.ModuleService/ListDistillations',
+                request_serializer=memserve_dot_v1_dot_module__pb2.ListDistillationsRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.ListDistillationsResponse.FromString,
+                _registered_method=True)
         self.WatchModules = channel.unary_stream(
                 '/memserve.v1.ModuleService/WatchModules',
                 request_serializer=memserve_dot_v1_dot_module__pb2.WatchModulesRequest.SerializeToString,
@@ -288,8 +293,17 @@ class ModuleServiceServicer(object):
 
     def DistilModule(self, request, context):
         """Distils memories into a candidate version on a worker's Ray, beside serving. Streams the plan, progress,
-        and last the version with its gate report. It is not promoted. The job goes on when the call ends: the
-        same call watches it, or goes on from its checkpoint where gateway, worker or training were killed.
+        and last the version with its gate report. It is promoted only where `promote_distilled` names the tenant.
+        The job goes on when the call ends, and the same call at any gateway watches it. Where a gateway, a worker
+        or the training is killed, the job is taken up again from its checkpoint.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDistillations(self, request, context):
+        """The distillations of the tenant, the newest of each module: those under way, at any gateway, and those
+        that ended in the last seven days.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -413,6 +427,11 @@ def add_ModuleServiceServicer_to_server(servicer, server):
                     servicer.DistilModule,
                     request_deserializer=memserve_dot_v1_dot_module__pb2.DistilModuleRequest.FromString,
                     response_serializer=memserve_dot_v1_dot_module__pb2.DistilModuleResponse.SerializeToString,
+            ),
+            'ListDistillations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDistillations,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.ListDistillationsRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.ListDistillationsResponse.SerializeToString,
             ),
             'WatchModules': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchModules,
@@ -946,6 +965,33 @@ class ModuleService(object):
             '/memserve.v1.ModuleService/DistilModule',
             memserve_dot_v1_dot_module__pb2.DistilModuleRequest.SerializeToString,
             memserve_dot_v1_dot_module__pb2.DistilModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDistillations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.ModuleService/ListDistillations',
+            memserve_dot_v1_dot_module__pb2.ListDistillationsRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.ListDistillationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

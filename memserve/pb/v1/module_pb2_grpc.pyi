@@ -32,6 +32,7 @@ class ModuleServiceStub(Untyped):
     GetResidency: Any
     ComposeModule: Any
     DistilModule: Any
+    ListDistillations: Any
     WatchModules: Any
     ListAuditEvents: Any
     ReleaseAudit: Any
@@ -60,6 +61,7 @@ class ModuleServiceSyncStub(ModuleServiceStub):
     GetResidency: grpc.UnaryUnaryMultiCallable[module_pb2.GetResidencyRequest, module_pb2.GetResidencyResponse]
     ComposeModule: grpc.UnaryStreamMultiCallable[module_pb2.ComposeModuleRequest, module_pb2.ComposeModuleResponse]
     DistilModule: grpc.UnaryStreamMultiCallable[module_pb2.DistilModuleRequest, module_pb2.DistilModuleResponse]
+    ListDistillations: grpc.UnaryUnaryMultiCallable[module_pb2.ListDistillationsRequest, module_pb2.ListDistillationsResponse]
     WatchModules: grpc.UnaryStreamMultiCallable[module_pb2.WatchModulesRequest, module_pb2.WatchModulesResponse]
     ListAuditEvents: grpc.UnaryUnaryMultiCallable[module_pb2.ListAuditEventsRequest, module_pb2.ListAuditEventsResponse]
     ReleaseAudit: grpc.UnaryUnaryMultiCallable[module_pb2.ReleaseAuditRequest, module_pb2.ReleaseAuditResponse]
@@ -84,6 +86,7 @@ class ModuleServiceAsyncStub(ModuleServiceStub):
     GetResidency: grpc.aio.UnaryUnaryMultiCallable[module_pb2.GetResidencyRequest, module_pb2.GetResidencyResponse]
     ComposeModule: grpc.aio.UnaryStreamMultiCallable[module_pb2.ComposeModuleRequest, module_pb2.ComposeModuleResponse]
     DistilModule: grpc.aio.UnaryStreamMultiCallable[module_pb2.DistilModuleRequest, module_pb2.DistilModuleResponse]
+    ListDistillations: grpc.aio.UnaryUnaryMultiCallable[module_pb2.ListDistillationsRequest, module_pb2.ListDistillationsResponse]
     WatchModules: grpc.aio.UnaryStreamMultiCallable[module_pb2.WatchModulesRequest, module_pb2.WatchModulesResponse]
     ListAuditEvents: grpc.aio.UnaryUnaryMultiCallable[module_pb2.ListAuditEventsRequest, module_pb2.ListAuditEventsResponse]
     ReleaseAudit: grpc.aio.UnaryUnaryMultiCallable[module_pb2.ReleaseAuditRequest, module_pb2.ReleaseAuditResponse]
@@ -108,6 +111,7 @@ class ModuleServiceServicer:
     def GetResidency(self, request, context): ...
     def ComposeModule(self, request, context): ...
     def DistilModule(self, request, context): ...
+    def ListDistillations(self, request, context): ...
     def WatchModules(self, request, context): ...
     def ListAuditEvents(self, request, context): ...
     def ReleaseAudit(self, request, context): ...

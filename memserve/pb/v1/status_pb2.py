@@ -25,31 +25,43 @@ _sym_db = _symbol_database.Default()
 from memserve.pb.v1 import module_pb2 as memserve_dot_v1_dot_module__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18memserve/v1/status.proto\x12\x0bmemserve.v1\x1a\x18memserve/v1/module.proto\"\x1d\n\rBackupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1e\n\x0e\x42\x61\x63kupProgress\x12\x0c\n\x04line\x18\x01 \x01(\t\"(\n\x10GetStatusRequest\x12\x14\n\x0cworkers_only\x18\x01 \x01(\x08\"G\n\x0cWorkerModule\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\'\n\x05place\x18\x02 \x01(\x0e\x32\x18.memserve.v1.ModulePlace\"\xa6\x02\n\x0cWorkerStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x0f\n\x07running\x18\x04 \x01(\x05\x12\x0f\n\x07waiting\x18\x05 \x01(\x05\x12\x14\n\x0cknown_blocks\x18\x06 \x01(\x03\x12\x1c\n\x14prefill_tokens_per_s\x18\x07 \x01(\x01\x12*\n\x07modules\x18\x08 \x03(\x0b\x32\x19.memserve.v1.WorkerModule\x12\x17\n\x0fmetrics_address\x18\t \x01(\t\x12\x0b\n\x03pid\x18\n \x01(\x05\x12\x11\n\tshares_kv\x18\x0b \x01(\x08\x12\x18\n\x10modules_left_out\x18\x0c \x01(\x05\x12\x0e\n\x06limits\x18\r \x01(\t\"\xcf\x03\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x03 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x04 \x01(\x05\x12*\n\x07workers\x18\x05 \x03(\x0b\x32\x19.memserve.v1.WorkerStatus\x12\x10\n\x08redis_ok\x18\x06 \x01(\x08\x12\x17\n\x0fvector_store_ok\x18\x07 \x01(\x08\x12\x0f\n\x07modules\x18\x08 \x01(\x03\x12\x10\n\x08memories\x18\t \x01(\x03\x12\x15\n\rlost_memories\x18\n \x01(\x03\x12\x16\n\x0ewaiting_writes\x18\x0b \x01(\x03\x12\x12\n\nshort_disk\x18\x0c \x01(\t\x12\x10\n\x08\x65mbedder\x18\r \x01(\t\x12.\n\tforecasts\x18\x0e \x01(\x0b\x32\x1b.memserve.v1.ForecastErrors\x12*\n\x07prompts\x18\x0f \x01(\x0b\x32\x19.memserve.v1.PromptLayout\x12\x10\n\x08reranker\x18\x10 \x01(\t\x12+\n\nreindexing\x18\x11 \x01(\x0b\x32\x17.memserve.v1.Reindexing\"M\n\nReindexing\x12\x15\n\rmemories_done\x18\x01 \x01(\x03\x12\x16\n\x0ememories_total\x18\x02 \x01(\x03\x12\x10\n\x08\x65mbedder\x18\x03 \x01(\t\"X\n\x0cPromptLayout\x12\x17\n\x0frecall_template\x18\x01 \x01(\t\x12\x1e\n\x16recall_template_digest\x18\x02 \x01(\t\x12\x0f\n\x07\x63hanges\x18\x03 \x01(\t\">\n\x0e\x46orecastErrors\x12\x0c\n\x04mape\x18\x01 \x01(\x01\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x01\x12\x10\n\x08\x63overage\x18\x03 \x01(\x01\x32\xa0\x01\n\rStatusService\x12J\n\tGetStatus\x12\x1d.memserve.v1.GetStatusRequest\x1a\x1e.memserve.v1.GetStatusResponse\x12\x43\n\x06\x42\x61\x63kup\x12\x1a.memserve.v1.BackupRequest\x1a\x1b.memserve.v1.BackupProgress0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18memserve/v1/status.proto\x12\x0bmemserve.v1\x1a\x18memserve/v1/module.proto\"\x12\n\x10GetLadderRequest\"3\n\tLadderUse\x12\x16\n\x0eresident_bytes\x18\x01 \x01(\x03\x12\x0e\n\x06make_s\x18\x02 \x01(\x01\"\x9c\x02\n\nLadderStep\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12)\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x19.memserve.v1.LadderAction\x12$\n\tfrom_rung\x18\x03 \x01(\x0e\x32\x11.memserve.v1.Rung\x12\"\n\x07to_rung\x18\x04 \x01(\x0e\x32\x11.memserve.v1.Rung\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12&\n\x06\x62\x65\x66ore\x18\x06 \x01(\x0b\x32\x16.memserve.v1.LadderUse\x12%\n\x05\x61\x66ter\x18\x07 \x01(\x0b\x32\x16.memserve.v1.LadderUse\x12\x16\n\x0emakes_room_for\x18\x08 \x01(\t\x12\x0f\n\x07outcome\x18\t \x01(\t\"\xa4\x01\n\x11GetLadderResponse\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\x0c\n\x04\x61t_s\x18\x02 \x01(\x01\x12&\n\x06\x62udget\x18\x03 \x01(\x0b\x32\x16.memserve.v1.LadderUse\x12#\n\x03use\x18\x04 \x01(\x0b\x32\x16.memserve.v1.LadderUse\x12&\n\x05steps\x18\x05 \x03(\x0b\x32\x17.memserve.v1.LadderStep\"\x1d\n\rBackupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1e\n\x0e\x42\x61\x63kupProgress\x12\x0c\n\x04line\x18\x01 \x01(\t\"(\n\x10GetStatusRequest\x12\x14\n\x0cworkers_only\x18\x01 \x01(\x08\"G\n\x0cWorkerModule\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\'\n\x05place\x18\x02 \x01(\x0e\x32\x18.memserve.v1.ModulePlace\"\xa6\x02\n\x0cWorkerStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x0f\n\x07running\x18\x04 \x01(\x05\x12\x0f\n\x07waiting\x18\x05 \x01(\x05\x12\x14\n\x0cknown_blocks\x18\x06 \x01(\x03\x12\x1c\n\x14prefill_tokens_per_s\x18\x07 \x01(\x01\x12*\n\x07modules\x18\x08 \x03(\x0b\x32\x19.memserve.v1.WorkerModule\x12\x17\n\x0fmetrics_address\x18\t \x01(\t\x12\x0b\n\x03pid\x18\n \x01(\x05\x12\x11\n\tshares_kv\x18\x0b \x01(\x08\x12\x18\n\x10modules_left_out\x18\x0c \x01(\x05\x12\x0e\n\x06limits\x18\r \x01(\t\"\xcf\x03\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x03 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x04 \x01(\x05\x12*\n\x07workers\x18\x05 \x03(\x0b\x32\x19.memserve.v1.WorkerStatus\x12\x10\n\x08redis_ok\x18\x06 \x01(\x08\x12\x17\n\x0fvector_store_ok\x18\x07 \x01(\x08\x12\x0f\n\x07modules\x18\x08 \x01(\x03\x12\x10\n\x08memories\x18\t \x01(\x03\x12\x15\n\rlost_memories\x18\n \x01(\x03\x12\x16\n\x0ewaiting_writes\x18\x0b \x01(\x03\x12\x12\n\nshort_disk\x18\x0c \x01(\t\x12\x10\n\x08\x65mbedder\x18\r \x01(\t\x12.\n\tforecasts\x18\x0e \x01(\x0b\x32\x1b.memserve.v1.ForecastErrors\x12*\n\x07prompts\x18\x0f \x01(\x0b\x32\x19.memserve.v1.PromptLayout\x12\x10\n\x08reranker\x18\x10 \x01(\t\x12+\n\nreindexing\x18\x11 \x01(\x0b\x32\x17.memserve.v1.Reindexing\"M\n\nReindexing\x12\x15\n\rmemories_done\x18\x01 \x01(\x03\x12\x16\n\x0ememories_total\x18\x02 \x01(\x03\x12\x10\n\x08\x65mbedder\x18\x03 \x01(\t\"X\n\x0cPromptLayout\x12\x17\n\x0frecall_template\x18\x01 \x01(\t\x12\x1e\n\x16recall_template_digest\x18\x02 \x01(\t\x12\x0f\n\x07\x63hanges\x18\x03 \x01(\t\">\n\x0e\x46orecastErrors\x12\x0c\n\x04mape\x18\x01 \x01(\x01\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x01\x12\x10\n\x08\x63overage\x18\x03 \x01(\x01*_\n\x04Rung\x12\x14\n\x10RUNG_UNSPECIFIED\x10\x00\x12\r\n\tRUNG_TEXT\x10\x01\x12\x0f\n\x0bRUNG_PREFIX\x10\x02\x12\x12\n\x0eRUNG_CARTRIDGE\x10\x03\x12\r\n\tRUNG_LORA\x10\x04*z\n\x0cLadderAction\x12\x1d\n\x19LADDER_ACTION_UNSPECIFIED\x10\x00\x12\x19\n\x15LADDER_ACTION_PROMOTE\x10\x01\x12\x18\n\x14LADDER_ACTION_DEMOTE\x10\x02\x12\x16\n\x12LADDER_ACTION_KEEP\x10\x03\x32\xec\x01\n\rStatusService\x12J\n\tGetStatus\x12\x1d.memserve.v1.GetStatusRequest\x1a\x1e.memserve.v1.GetStatusResponse\x12J\n\tGetLadder\x12\x1d.memserve.v1.GetLadderRequest\x1a\x1e.memserve.v1.GetLadderResponse\x12\x43\n\x06\x42\x61\x63kup\x12\x1a.memserve.v1.BackupRequest\x1a\x1b.memserve.v1.BackupProgress0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'memserve.v1.status_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BACKUPREQUEST']._serialized_start=67
-  _globals['_BACKUPREQUEST']._serialized_end=96
-  _globals['_BACKUPPROGRESS']._serialized_start=98
-  _globals['_BACKUPPROGRESS']._serialized_end=128
-  _globals['_GETSTATUSREQUEST']._serialized_start=130
-  _globals['_GETSTATUSREQUEST']._serialized_end=170
-  _globals['_WORKERMODULE']._serialized_start=172
-  _globals['_WORKERMODULE']._serialized_end=243
-  _globals['_WORKERSTATUS']._serialized_start=246
-  _globals['_WORKERSTATUS']._serialized_end=540
-  _globals['_GETSTATUSRESPONSE']._serialized_start=543
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1006
-  _globals['_REINDEXING']._serialized_start=1008
-  _globals['_REINDEXING']._serialized_end=1085
-  _globals['_PROMPTLAYOUT']._serialized_start=1087
-  _globals['_PROMPTLAYOUT']._serialized_end=1175
-  _globals['_FORECASTERRORS']._serialized_start=1177
-  _globals['_FORECASTERRORS']._serialized_end=1239
-  _globals['_STATUSSERVICE']._serialized_start=1242
-  _globals['_STATUSSERVICE']._serialized_end=1402
+  _globals['_RUNG']._serialized_start=1768
+  _globals['_RUNG']._serialized_end=1863
+  _globals['_LADDERACTION']._serialized_start=1865
+  _globals['_LADDERACTION']._serialized_end=1987
+  _globals['_GETLADDERREQUEST']._serialized_start=67
+  _globals['_GETLADDERREQUEST']._serialized_end=85
+  _globals['_LADDERUSE']._serialized_start=87
+  _globals['_LADDERUSE']._serialized_end=138
+  _globals['_LADDERSTEP']._serialized_start=141
+  _globals['_LADDERSTEP']._serialized_end=425
+  _globals['_GETLADDERRESPONSE']._serialized_start=428
+  _globals['_GETLADDERRESPONSE']._serialized_end=592
+  _globals['_BACKUPREQUEST']._serialized_start=594
+  _globals['_BACKUPREQUEST']._serialized_end=623
+  _globals['_BACKUPPROGRESS']._serialized_start=625
+  _globals['_BACKUPPROGRESS']._serialized_end=655
+  _globals['_GETSTATUSREQUEST']._serialized_start=657
+  _globals['_GETSTATUSREQUEST']._serialized_end=697
+  _globals['_WORKERMODULE']._serialized_start=699
+  _globals['_WORKERMODULE']._serialized_end=770
+  _globals['_WORKERSTATUS']._serialized_start=773
+  _globals['_WORKERSTATUS']._serialized_end=1067
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1070
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1533
+  _globals['_REINDEXING']._serialized_start=1535
+  _globals['_REINDEXING']._serialized_end=1612
+  _globals['_PROMPTLAYOUT']._serialized_start=1614
+  _globals['_PROMPTLAYOUT']._serialized_end=1702
+  _globals['_FORECASTERRORS']._serialized_start=1704
+  _globals['_FORECASTERRORS']._serialized_end=1766
+  _globals['_STATUSSERVICE']._serialized_start=1990
+  _globals['_STATUSSERVICE']._serialized_end=2226
 # @@protoc_insertion_point(module_scope)

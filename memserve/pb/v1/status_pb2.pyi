@@ -1,11 +1,84 @@
 from memserve.pb.v1 import module_pb2 as _module_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Rung(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RUNG_UNSPECIFIED: _ClassVar[Rung]
+    RUNG_TEXT: _ClassVar[Rung]
+    RUNG_PREFIX: _ClassVar[Rung]
+    RUNG_CARTRIDGE: _ClassVar[Rung]
+    RUNG_LORA: _ClassVar[Rung]
+
+class LadderAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LADDER_ACTION_UNSPECIFIED: _ClassVar[LadderAction]
+    LADDER_ACTION_PROMOTE: _ClassVar[LadderAction]
+    LADDER_ACTION_DEMOTE: _ClassVar[LadderAction]
+    LADDER_ACTION_KEEP: _ClassVar[LadderAction]
+RUNG_UNSPECIFIED: Rung
+RUNG_TEXT: Rung
+RUNG_PREFIX: Rung
+RUNG_CARTRIDGE: Rung
+RUNG_LORA: Rung
+LADDER_ACTION_UNSPECIFIED: LadderAction
+LADDER_ACTION_PROMOTE: LadderAction
+LADDER_ACTION_DEMOTE: LadderAction
+LADDER_ACTION_KEEP: LadderAction
+
+class GetLadderRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LadderUse(_message.Message):
+    __slots__ = ("resident_bytes", "make_s")
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAKE_S_FIELD_NUMBER: _ClassVar[int]
+    resident_bytes: int
+    make_s: float
+    def __init__(self, resident_bytes: _Optional[int] = ..., make_s: _Optional[float] = ...) -> None: ...
+
+class LadderStep(_message.Message):
+    __slots__ = ("namespace", "action", "from_rung", "to_rung", "reason", "before", "after", "makes_room_for", "outcome")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    FROM_RUNG_FIELD_NUMBER: _ClassVar[int]
+    TO_RUNG_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    MAKES_ROOM_FOR_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    action: LadderAction
+    from_rung: Rung
+    to_rung: Rung
+    reason: str
+    before: LadderUse
+    after: LadderUse
+    makes_room_for: str
+    outcome: str
+    def __init__(self, namespace: _Optional[str] = ..., action: _Optional[_Union[LadderAction, str]] = ..., from_rung: _Optional[_Union[Rung, str]] = ..., to_rung: _Optional[_Union[Rung, str]] = ..., reason: _Optional[str] = ..., before: _Optional[_Union[LadderUse, _Mapping]] = ..., after: _Optional[_Union[LadderUse, _Mapping]] = ..., makes_room_for: _Optional[str] = ..., outcome: _Optional[str] = ...) -> None: ...
+
+class GetLadderResponse(_message.Message):
+    __slots__ = ("mode", "at_s", "budget", "use", "steps")
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    USE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    mode: str
+    at_s: float
+    budget: LadderUse
+    use: LadderUse
+    steps: _containers.RepeatedCompositeFieldContainer[LadderStep]
+    def __init__(self, mode: _Optional[str] = ..., at_s: _Optional[float] = ..., budget: _Optional[_Union[LadderUse, _Mapping]] = ..., use: _Optional[_Union[LadderUse, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[LadderStep, _Mapping]]] = ...) -> None: ...
 
 class BackupRequest(_message.Message):
     __slots__ = ("name",)

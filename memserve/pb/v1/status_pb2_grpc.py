@@ -40,6 +40,11 @@ class StatusServiceStub(object):
                 request_serializer=memserve_dot_v1_dot_status__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=memserve_dot_v1_dot_status__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.GetLadder = channel.unary_unary(
+                '/memserve.v1.StatusService/GetLadder',
+                request_serializer=memserve_dot_v1_dot_status__pb2.GetLadderRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_status__pb2.GetLadderResponse.FromString,
+                _registered_method=True)
         self.Backup = channel.unary_stream(
                 '/memserve.v1.StatusService/Backup',
                 request_serializer=memserve_dot_v1_dot_status__pb2.BackupRequest.SerializeToString,
@@ -53,6 +58,13 @@ class StatusServiceServicer(object):
 
     def GetStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLadder(self, request, context):
+        """What was last decided about the tenant's namespaces on the ladder of knowledge, and why.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -73,6 +85,11 @@ def add_StatusServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=memserve_dot_v1_dot_status__pb2.GetStatusRequest.FromString,
                     response_serializer=memserve_dot_v1_dot_status__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'GetLadder': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLadder,
+                    request_deserializer=memserve_dot_v1_dot_status__pb2.GetLadderRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_status__pb2.GetLadderResponse.SerializeToString,
             ),
             'Backup': grpc.unary_stream_rpc_method_handler(
                     servicer.Backup,
@@ -108,6 +125,33 @@ class StatusService(object):
             '/memserve.v1.StatusService/GetStatus',
             memserve_dot_v1_dot_status__pb2.GetStatusRequest.SerializeToString,
             memserve_dot_v1_dot_status__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLadder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.StatusService/GetLadder',
+            memserve_dot_v1_dot_status__pb2.GetLadderRequest.SerializeToString,
+            memserve_dot_v1_dot_status__pb2.GetLadderResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -14,6 +14,7 @@ class Untyped:
 
 class StatusServiceStub(Untyped):
     GetStatus: Any
+    GetLadder: Any
     Backup: Any
     @overload
     def __new__(cls, channel: grpc.Channel) -> StatusServiceSyncStub: ...
@@ -22,14 +23,17 @@ class StatusServiceStub(Untyped):
 
 class StatusServiceSyncStub(StatusServiceStub):
     GetStatus: grpc.UnaryUnaryMultiCallable[status_pb2.GetStatusRequest, status_pb2.GetStatusResponse]
+    GetLadder: grpc.UnaryUnaryMultiCallable[status_pb2.GetLadderRequest, status_pb2.GetLadderResponse]
     Backup: grpc.UnaryStreamMultiCallable[status_pb2.BackupRequest, status_pb2.BackupProgress]
 
 class StatusServiceAsyncStub(StatusServiceStub):
     GetStatus: grpc.aio.UnaryUnaryMultiCallable[status_pb2.GetStatusRequest, status_pb2.GetStatusResponse]
+    GetLadder: grpc.aio.UnaryUnaryMultiCallable[status_pb2.GetLadderRequest, status_pb2.GetLadderResponse]
     Backup: grpc.aio.UnaryStreamMultiCallable[status_pb2.BackupRequest, status_pb2.BackupProgress]
 
 class StatusServiceServicer:
     def GetStatus(self, request, context): ...
+    def GetLadder(self, request, context): ...
     def Backup(self, request, context): ...
 
 def add_StatusServiceServicer_to_server(servicer, server): ...

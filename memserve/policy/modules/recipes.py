@@ -48,6 +48,7 @@ def check_recipe(recipe: Recipe) -> None:
     _between("recipe.least_teacher", recipe.least_teacher, 0.0, 1.0)
     _between("recipe.phrasings", recipe.phrasings, 0, MAX_PHRASINGS)
     _between("recipe.tokens", recipe.tokens, 0, MAX_TOKENS)
+    _between("recipe.old_share", recipe.old_share, 0.0, 0.9)
 
 
 def check_budget(budget_s: float) -> None:

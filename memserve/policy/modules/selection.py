@@ -20,11 +20,13 @@ from memserve.domain.memories import (
     MemoryState,
 )
 from memserve.errors import InvalidField
-from memserve.policy.modules.self_study.readings import readings_of
+from memserve.policy.modules.self_study.readings import all_readings_of, readings_of
 from memserve.policy.recall.duplicates import Candidate, findings_of, word_overlap
 from memserve.policy.recall.words import words_of
 
-LEAST_MEMORIES, MOST_MEMORIES = 4, 512
+LEAST_FACTS = 4
+"""With fewer the probes say nothing. One memory may state them all, as a passage of a document does."""
+MOST_MEMORIES = 512
 MOST_TEXT_BYTES = 8 << 10
 MOST_BYTES = 256 << 10
 MOST_CHANGES = 1
@@ -58,15 +60,22 @@ def select(histories: Sequence[MemoryHistory], now_s: float, chains: Mapping[str
             left_out.append(MemoryLeftOut(memory.namespace, memory.memory_id, reason))
         else:
             chosen.append(memory)
-    if not LEAST_MEMORIES <= len(chosen) <= MOST_MEMORIES:
-        why = f"; {len(left_out)} are left out, the first because it {left_out[0].reason}" if left_out else ""
+    why = f"; {len(left_out)} are left out, the first because it {left_out[0].reason}" if left_out else ""
+    if not 1 <= len(chosen) <= MOST_MEMORIES:
+        raise InvalidField("memories", f"1 to {MOST_MEMORIES} can be distilled, not {len(chosen)}{why}")
+    check_texts([memory.text for memory in chosen])
+    stated = len({reading.key for memory in chosen for reading in readings_of(memory.text)})
+    if stated < LEAST_FACTS:
         raise InvalidField(
             "memories",
-            f"from {LEAST_MEMORIES} to {MOST_MEMORIES} can be distilled, not {len(chosen)}{why}",
+            f"state {stated} facts that can be asked for by themselves, at least {LEAST_FACTS} are "
+            f'needed{why}; a sentence such as "The founder of Velmora is Ida Kern." states one',
         )
-    check_texts([memory.text for memory in chosen])
     if pairs := list(itertools.islice(contradictions(chosen), NAMED)):
-        named = ", ".join(f"{first.memory_id} and {second.memory_id}" for first, second in pairs)
+        named = ", ".join(
+            f"{first.memory_id} and {'itself' if second is first else second.memory_id}"
+            for first, second in pairs
+        )
         raise InvalidField("memories", f"contradict each other: {named}; forget or supersede one of each")
     return Selection(tuple(chosen), tuple(left_out))
 
@@ -111,7 +120,7 @@ def contradictions(memories: Sequence[Memory]) -> Iterator[tuple[Memory, Memory]
             if other is not None and link.kind is LinkKind.CONTRADICTS:
                 yield other, memory
         against: set[str] = set()
-        for reading in readings_of(memory.text):
+        for reading in all_readings_of(memory.text):
             value, first = stated.setdefault(reading.key, (reading.value.casefold(), memory))
             if value != reading.value.casefold():
                 against.add(first.memory_id)

@@ -13,7 +13,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from memserve.domain import CachedTokens, EmbeddedRows, FinishReason, ModuleKind, Sampling
+from memserve.domain import CachedTokens, EmbeddedRows, FinishReason, FreedMemory, ModuleKind, Sampling
 from memserve.domain.kinds import KINDS
 from memserve.domain.worker_calls import (
     PLACEHOLDER_TOKEN,
@@ -27,6 +27,7 @@ from memserve.kv.keys import prefix_salt
 from memserve.worker.engine import forced as forced_tokens
 from memserve.worker.kv.cartridges import PREFIX, CartridgeUse, prefix_parameters
 from memserve.worker.kv.connector import CACHED_BY_TIER
+from memserve.worker.kv.tenant_kv import FREE, FREED
 from memserve.worker.kv.tier_requests import OWNER, owner_parameters
 from memserve.worker.modules.held import Modules
 from memserve.worker.modules.kinds.embedded import EMBEDDED_TOKENS
@@ -156,6 +157,23 @@ class Engine:
         vocabulary = config.get_vocab_size()
         if not all(0 <= token < vocabulary for token in request.continuation):
             raise ValueError(f"continuation: token ids from 0 to {vocabulary - 1}")
+
+    async def free_kv(self, tenant: str, request_id: str) -> FreedMemory:
+        """Free a tenant's KV in this engine's device and host memory, while requests run.
+
+        The wish travels as a request of one token, which is too short to be cached: the scheduler of any
+        executor sees requests, and nothing else of memserve. Without a connector nothing says whose a block
+        is: then all KV goes, which vLLM does only while no request runs.
+        """
+        params = SamplingParams(max_tokens=1, extra_args={"kv_transfer_params": {FREE: tenant}})
+        prompt: Any = {"prompt_token_ids": [PLACEHOLDER_TOKEN]}
+        told: list[int] | None = None
+        async for output in self.llm.generate(prompt, params, request_id):
+            told = (output.kv_transfer_params or {}).get(FREED) or told
+        if told is None:
+            is_reset = await self.llm.reset_prefix_cache()
+            return FreedMemory(blocks=0, chunks=0, held=0 if is_reset else 1)
+        return FreedMemory(*told)
 
     def module_folder(self, digest: str) -> Path:
         """Where the local copy of a module's files is."""

@@ -27,6 +27,8 @@ from memserve.worker.kv.cartridges import (
 from memserve.worker.kv.cpu_copies import CpuOffloadingWorker
 from memserve.worker.kv.early_loads import EarlyLoadingManager
 from memserve.worker.kv.redis_tier import RedisTier
+from memserve.worker.kv.tenant_kv import FREED, Freed, TenantKv, tenant_to_free
+from memserve.worker.kv.tier_requests import owner_of
 from memserve.worker.kv.vllm_internals import (
     attention_layers,
     chunk_tokens_by_group,
@@ -50,10 +52,12 @@ if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
     from vllm.forward_context import ForwardContext
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.kv_offload.base import OffloadingManager
+    from vllm.v1.kv_offload.cpu.manager import CPUOffloadingManager
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
@@ -86,6 +90,9 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
         # By request: the first of its blocks that gets wrong KV.
         self._unsupplied: dict[str, int] = {}
         self._lost_blocks: set[int] = set()
+        self._tenants = TenantKv(len(kv_cache_config.kv_cache_groups))
+        # By request that asked for it: what was freed.
+        self._freed: dict[str, Freed] = {}
         if role == KVConnectorRole.WORKER:
             self.shelf = CartridgeShelf(engine_id, kv_cache_config, vllm_config.model_config.dtype)
         self._block_tokens = vllm_config.cache_config.block_size
@@ -114,8 +121,16 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
         matched, later = super().get_num_new_matched_tokens(request, num_computed_tokens)
         return (None, False) if matched is None else (missing + matched, later)
 
+    def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
+        super().bind_gpu_block_pool(gpu_block_pool)
+        self._tenants.bind(gpu_block_pool)
+
     def on_new_request(self, request: Request) -> None:
         super().on_new_request(request)
+        if tenant := tenant_to_free(request.kv_transfer_params):
+            self._free(tenant, request.request_id)
+        else:
+            self._tenants.began(owner_of(request.kv_transfer_params).tenant, request)
         use = self._prefixes.begin(request.request_id, request.kv_transfer_params)
         scheduler = offloading_scheduler(self)
         state = request_state(scheduler, request.request_id) if scheduler is not None else None
@@ -123,6 +138,19 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
             # What the cartridge gives need not be in Redis.
             for group, chunk_tokens in enumerate(chunk_tokens_by_group(scheduler)):
                 store_from(state, group, use.tokens // chunk_tokens)
+
+    def _free(self, tenant: str, request_id: str) -> None:
+        """Free a tenant's KV in both memories, between two steps. The gateway frees what is in Redis."""
+        self._freed[request_id], under_way = self._tenants.free(tenant, self._host_memory())
+        scheduler = offloading_scheduler(self)
+        for each in under_way:
+            state = request_state(scheduler, each) if scheduler is not None else None
+            if state is not None:
+                store_nothing(state)
+
+    def _host_memory(self) -> CPUOffloadingManager | None:
+        manager = self._offloading_manager()
+        return manager.primary_tier if isinstance(manager, TieringOffloadingManager) else None
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         self._note_unsupplied(scheduler_output)
@@ -273,6 +301,9 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
     ) -> tuple[bool, dict[str, Any] | None]:
         self._prefixes.end(request.request_id)
         self._supplied.pop(request.request_id, None)
+        self._tenants.ended(request.request_id, self._host_memory())
+        if (freed := self._freed.pop(request.request_id, None)) is not None:
+            params = {**(params or {}), FREED: freed.told()}
         loaded = self._loaded.pop(request.request_id, None)
         if loaded is not None:
             params = {**(params or {}), CACHED_BY_TIER: loaded}

@@ -24,6 +24,12 @@ def owner_parameters(tenant: str, module_digest: str, *, store_whole_prompt: boo
     return {"tenant": tenant, "module": module_digest, "store_whole_prompt": store_whole_prompt}
 
 
+def owner_of(params: Mapping[str, Any] | None) -> Owner:
+    """params: a request's `kv_transfer_params`."""
+    owner = (params or {}).get(OWNER) or {}
+    return Owner(owner.get("tenant") or DEFAULT_OWNER.tenant, owner.get("module") or "")
+
+
 @dataclass(slots=True)
 class TierRequest:
     """A request, from its first look-up to the end of its last load. Belongs to the scheduler's thread."""
@@ -44,11 +50,8 @@ class TierRequest:
         """The request's state, which vLLM keeps with its context."""
         request: TierRequest | None = req_context.get_state(cls)
         if request is None:
-            owner = (req_context.kv_transfer_params or {}).get(OWNER) or {}
-            request = cls(
-                Owner(owner.get("tenant") or DEFAULT_OWNER.tenant, owner.get("module") or ""),
-                bool(owner.get("store_whole_prompt")),
-            )
+            told = (req_context.kv_transfer_params or {}).get(OWNER) or {}
+            request = cls(owner_of(req_context.kv_transfer_params), bool(told.get("store_whole_prompt")))
             use = CartridgeUse.of(req_context.kv_transfer_params)
             request.prefix_tokens = 0 if use is None else use.tokens
             req_context.set_state(request)

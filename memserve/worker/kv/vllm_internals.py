@@ -256,6 +256,25 @@ def host_chunk(primary_tier: CPUOffloadingManager, key: OffloadKey) -> ChunkStat
     return primary_tier._policy.get(key)
 
 
+def drop_host_chunk(primary_tier: CPUOffloadingManager, key: OffloadKey) -> int | None:
+    """Free a chunk of host memory, as an eviction does. Returns the chunks freed; None while it is held.
+
+    v1/kv_offload/cpu/manager.py, `CPUOffloadingManager._policy`, `CPUOffloadingManager._free_chunk`,
+    `CPUOffloadingManager._num_evictable_cache_chunks`, `CPUOffloadingManager.events`.
+    """
+    from vllm.v1.kv_offload.base import OffloadingEvent
+
+    chunk = primary_tier._policy.get(key)
+    if chunk is None or chunk.ref_cnt != 0:
+        return 0 if chunk is None else None
+    primary_tier._policy.remove(key)
+    primary_tier._free_chunk(chunk)
+    primary_tier._num_evictable_cache_chunks -= 1
+    if primary_tier.events is not None:
+        primary_tier.events.append(OffloadingEvent(keys=[key], medium=primary_tier.medium, removed=True))
+    return 1
+
+
 def secondary_tiers(manager: TieringOffloadingManager) -> list[SecondaryTierManager]:
     """The tiers behind host memory.
 

@@ -21,8 +21,8 @@ from memserve.memory.modules.kinds.lora import CONFIG_FILE, WEIGHTS_FILE
 from memserve.worker.training.factors import Factors, factorised
 from memserve.worker.training.measures import Losses, Overlaps
 from memserve.worker.training.merging import DEFAULT_DENSITY, core_mask, merged_matrix
+from memserve.worker.training.parent import Parent
 from memserve.worker.training.parents import (
-    Parent,
     check_shapes,
     checked_density,
     read_parent,

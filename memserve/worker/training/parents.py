@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
@@ -14,18 +12,9 @@ from memserve.errors import InvalidModule
 from memserve.memory.modules.kinds.lora import CONFIG_FILE, WEIGHTS_FILE
 from memserve.worker.training.factors import Factors
 from memserve.worker.training.merging import DEFAULT_DENSITY, METHODS
+from memserve.worker.training.parent import Parent
 
 MAX_PARENTS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Parent:
-    """A LoRA to compose from."""
-
-    digest: str
-    folder: Path
-    """Holds adapter_config.json and adapter_model.safetensors, as the module store keeps them."""
-    weight: float = 1.0
 
 
 def read_parent(parent: Parent) -> dict[str, Factors]:

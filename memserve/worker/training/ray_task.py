@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from memserve.errors import InvalidModule, MemserveError
 from memserve.worker.training.compose import Composed, Progress, compose
-from memserve.worker.training.parents import Parent
+from memserve.worker.training.parent import Parent
 
 log = logging.getLogger("memserve.worker")
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 
 from memserve.client import AsyncClient
-from memserve.domain import DistilChoice, DistilPlan, DistilProgress
+from memserve.domain import (
+    AuditEvent,
+    DistilChoice,
+    Distillation,
+    DistillationState,
+    DistilPlan,
+    DistilProgress,
+)
+from memserve.memory.modules.registry.distillations import HELD, HeldJob
+from tests.contract.scripted_worker import Script
 from tests.gateway.lora_files import lora_files, write_files
 from tests.gateway.modules.publishing import PASSES, actions, failure_of
-from tests.gateway.running import RunningGateway, until
+from tests.gateway.running import RunningGateway, eventually, open_gateway, until
 
 TOWN = DistilChoice(("town",))
 TEXTS = (
@@ -51,7 +61,7 @@ async def test_a_candidate_comes_out_with_its_memories_and_its_gate_report(
     [request] = [each for worker in gateway.workers for each in worker.distillations]
     assert (set(request.texts), request.seed) == (set(TEXTS), 7)
     assert (await client.modules.get("handbook")).aliases == ()
-    assert (await actions(client))[-2:] == ["publish", "gate"]
+    assert (await actions(client)) == ["distil", "publish", "gate", "distil"]
 
 
 async def test_a_dry_run_shows_what_would_be_trained_on_and_asks_no_worker(
@@ -91,6 +101,12 @@ async def test_what_a_worker_refuses_changes_nothing(
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     assert "answers 3% of the questions" in refused.detail
     assert (await failure_of(client.modules.get("handbook"))).code is grpc.StatusCode.NOT_FOUND
+    [job] = await client.modules.distillations()
+    assert (job.state, job.version) == (DistillationState.FAILED, 0) and "answers 3%" in job.reason
+    events = [event async for event in client.modules.audit()]
+    assert [event.action for event in events] == ["distil", "distil"]
+    assert "answers 3%" in json.loads(events[1].after)["reason"]
+    assert json.loads(events[1].after)["state"] == "failed"
 
 
 async def test_a_job_goes_on_without_its_caller_is_watched_again_and_can_be_stopped(
@@ -112,3 +128,104 @@ async def test_a_job_goes_on_without_its_caller_is_watched_again_and_can_be_stop
     assert sum(len(worker.distillations) for worker in gateway.workers) == 1
     nothing = await failure_of(client.modules.stop_distil("handbook"))
     assert nothing.code is grpc.StatusCode.INVALID_ARGUMENT
+    events = [event async for event in client.modules.audit()]
+    assert json.loads(events[-1].after)["state"] == "stopped"
+    assert (await failure_of(client.modules.get("handbook"))).code is grpc.StatusCode.NOT_FOUND
+
+
+def lost(gateway: RunningGateway, job_id: str = "a" * 32) -> HeldJob:
+    """A job of a gateway that is gone."""
+    return HeldJob("default", "alice", "handbook", job_id, "another gateway")
+
+
+async def test_a_job_whose_gateway_is_gone_is_taken_up_and_watched_by_the_same_call(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
+    await town(gateway, tmp_path)
+    store, held = gateway.parts.modules.store, lost(gateway)
+    await store.begin_distillation(held, Distillation("handbook", TOWN, seed=7))
+    assert await store.hold_distillation(held, seconds=0) == HELD
+    version = await client.modules.distil("handbook", TOWN, seed=7)
+    assert version is not None and version.author == "alice"
+    assert await store.hold_distillation(held) == DistillationState.DONE
+    [job] = await client.modules.distillations()
+    assert (job.job_id, job.state, job.taken_up, job.version, job.passed) == (
+        held.job_id, DistillationState.DONE, 1, 1, True,
+    )  # fmt: skip
+
+
+async def test_a_version_that_was_published_before_its_gateway_was_lost_is_only_judged(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
+    await town(gateway, tmp_path)
+    store, held = gateway.parts.modules.store, lost(gateway)
+    await client.modules.publish(
+        "handbook", gateway.workers[0].distilled, recipe=json.dumps({"job": held.job_id})
+    )
+    await store.begin_distillation(held, Distillation("handbook", TOWN))
+    await store.hold_distillation(held, seconds=0)
+    version = await client.modules.distil("handbook", TOWN)
+    assert version is not None and version.reference == "handbook@1" and version.gate is not None
+    assert not any(worker.distillations for worker in gateway.workers)
+
+
+async def test_a_job_that_is_stopped_elsewhere_ends_here_and_leaves_no_version(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
+    await town(gateway, tmp_path)
+    for worker in gateway.workers:
+        worker.script = Script(pause_s=30.0)
+    watched = asyncio.create_task(client.modules.distil("handbook", TOWN))
+
+    async def at_the_gate() -> bool:
+        return [job.version for job in await client.modules.distillations()] == [1]
+
+    await eventually(at_the_gate)
+    # As another gateway stops it: only the registry knows.
+    await gateway.parts.modules.store.stop_distillation("default", "bob", "handbook")
+    assert await watched is None
+
+    async def gone() -> bool:
+        return (await gateway.parts.modules.store.module("default", "handbook")) is None
+
+    await eventually(gone)
+    [job] = await client.modules.distillations()
+    assert (job.state, job.version, job.reason) == (DistillationState.STOPPED, 0, "stopped by bob")
+
+
+async def test_a_version_that_has_passed_is_promoted_where_the_policy_names_its_tenant(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    for named, aliases in (("others", []), ("others, default", ["live"])):
+        async with open_gateway(tmp_path, model_dir, promote_distilled=named) as running:
+            await town(running, tmp_path / named)
+            await running.client.modules.distil("handbook", TOWN)
+            module = await running.client.modules.get("handbook")
+            assert [alias.name for alias in module.aliases] == aliases
+            [job] = await running.client.modules.distillations()
+            assert job.promoted_to == "".join(aliases)
+            reasons = [json.loads(event.after).get("reason", "") async for event in _promotions(running)]
+            assert ["promote_distilled" in reason for reason in reasons] == [True] * len(aliases)
+
+
+async def _promotions(gateway: RunningGateway) -> AsyncIterator[AuditEvent]:
+    async for event in gateway.client.modules.audit():
+        if event.action == "promote":
+            yield event
+
+
+async def test_a_gateway_that_closes_lets_its_jobs_go_and_they_go_on(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
+    await town(gateway, tmp_path)
+    for worker in gateway.workers:
+        worker.may_distil.clear()
+    watched = asyncio.create_task(client.modules.distil("handbook", TOWN))
+    await until(lambda: any(worker.distillations for worker in gateway.workers))
+    await gateway.parts.background.close()
+    for worker in gateway.workers:
+        worker.may_distil.set()
+    version = await watched
+    assert version is not None and version.gate is not None
+    [job] = await client.modules.distillations()
+    assert (job.taken_up, job.state) == (1, DistillationState.DONE)

@@ -79,6 +79,10 @@ TONE = ModuleVersion(
 )
 
 
+async def nothing_taught(*_: object) -> tuple[()]:
+    return ()
+
+
 @dataclass
 class MemoryFleet:
     """Workers w0, w1, and so on, and a pipeline that routes to them. Of equal workers, w0 comes first.
@@ -123,6 +127,7 @@ class MemoryFleet:
             ),
             ledger=UseLedger("redis://localhost:1"),
             warm_pinned=SimpleNamespace(recalled=lambda request, tenant, version: None),
+            taught=SimpleNamespace(outdated=nothing_taught),
         )
 
     async def live_workers(self) -> list[WorkerLease]:

@@ -151,7 +151,7 @@ async def test_answers_expire_and_so_does_all_that_stands_beside_them(redis_serv
     store.keep("acme", kept, time.monotonic())
     await store.write()
     lives = [redis_server.client.ttl(name) for name in redis_server.client.scan_iter("memserve:answers:*")]
-    assert len(lives) == 4
+    assert len(lives) == 5
     assert all(0 <= life <= 1 for life in lives)
     await store.close()
 

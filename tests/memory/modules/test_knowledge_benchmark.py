@@ -95,6 +95,6 @@ def test_the_table_and_its_bars(tmp_path: Path) -> None:
     assert "demo: LoRA ÷ teacher" not in {bar.name for bar in bars_of("demo", table, trained=False)}
     line = printed(CARTRIDGE.name, table[CARTRIDGE])
     assert len(line) == len(COLUMNS) and "2 MB" in line
-    text = write_report({"demo": table}, tmp_path).read_text()
+    text = write_report({"demo": table}, tmp_path).read_text(encoding="utf-8")
     assert text.count("\n| ") == 1 + len(RUNGS)
-    assert "<svg" in (tmp_path / "demo.svg").read_text()
+    assert "<svg" in (tmp_path / "demo.svg").read_text(encoding="utf-8")

@@ -84,6 +84,14 @@ def test_memories_that_contradict_each_other_are_refused_by_their_ids(other: str
         select([*town(), history(memory(9, other))], NOW_S, {})
 
 
+def test_one_memory_may_state_all_facts_and_must_not_contradict_itself() -> None:
+    page = history(memory(0, " ".join(TEXTS)))
+    assert len(select([page], NOW_S, {}).memories) == 1
+    torn = history(memory(0, " ".join([*TEXTS, "The code of Amber Lantern is 1188."])))
+    with pytest.raises(InvalidField, match="contradict each other: m0 and itself"):
+        select([torn], NOW_S, {})
+
+
 def test_a_contradiction_that_a_link_names_is_refused() -> None:
     linked = replace(memory(9, "Nobody knows."), links=(Link(LinkKind.CONTRADICTS, "m1"),))
     with pytest.raises(InvalidField, match="m1 and m9"):
@@ -96,11 +104,13 @@ def test_a_duplicate_is_no_contradiction() -> None:
 
 
 def test_too_few_too_many_and_too_long_memories_are_refused() -> None:
-    with pytest.raises(InvalidField, match="from 4 to 512 can be distilled, not 3"):
+    with pytest.raises(InvalidField, match=r"state 3 facts that .*, at least 4 are needed"):
         select(town()[:3], NOW_S, {})
     forgotten = history(replace(memory(3, TEXTS[3]), state=MemoryState.FORGOTTEN))
-    with pytest.raises(InvalidField, match="not 3; 1 are left out, the first because it is forgotten"):
+    with pytest.raises(InvalidField, match="needed; 1 are left out, the first because it is forgotten"):
         select([*town()[:3], forgotten], NOW_S, {})
+    with pytest.raises(InvalidField, match="1 to 512 can be distilled, not 0; 1 are left out"):
+        select([forgotten], NOW_S, {})
     many = [history(memory(place, f"Door {place} of the barn is {place}.")) for place in range(513)]
     with pytest.raises(InvalidField, match="not 513"):
         select(many, NOW_S, {})

@@ -15,7 +15,7 @@ from memserve.demo import ADAPTERS_DIR, MODEL_DIR
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # vLLM imports what torch has deprecated
-    from memserve.worker.engine.cpu import CpuExecutor, expand, rows_by_adapter, shrink
+    from memserve.worker.engine.cpu import CpuExecutor, LoraByAdapter, expand, rows_by_adapter, shrink
 
 
 def test_rows_without_an_adapter_are_in_no_group() -> None:
@@ -38,6 +38,16 @@ def test_each_row_is_moved_by_its_own_adapter_only(dtype: torch.dtype) -> None:
         if slot >= 0:
             wanted[3:11] += (0.5 * (x[row].float() @ lora_a[slot, 0].float().T)).to(dtype) @ lora_b[slot, 0].T
         torch.testing.assert_close(y[row], wanted, rtol=0.02 if dtype is torch.bfloat16 else 1e-5, atol=1e-5)
+
+
+def test_the_embedding_of_a_part_of_the_rows_is_left_as_it_is() -> None:
+    """The batch has more rows than vLLM embeds: the others are embeddings already."""
+    arithmetic = LoraByAdapter.__new__(LoraByAdapter)
+    arithmetic._token_rows = rows_by_adapter(torch.tensor([-1, 0, 1, 1, 0]))
+    y = torch.randn(2, 12)
+    before = y.clone()
+    arithmetic.add_lora_embedding(y, torch.randn(2, 4), torch.zeros(2, 1, 12, 4), add_input=True)
+    assert torch.equal(y, before)
 
 
 QUESTIONS = [

@@ -77,6 +77,18 @@ class PlatformEngine:
         (output,) = self.llm.generate([request], params, use_tqdm=False)  # type: ignore[list-item]
         return output
 
+    def free(self, tenant: str) -> list[int]:
+        """As `memserve.worker.engine.engine.Engine.free_kv`: blocks, chunks, and chunks that are held."""
+        from vllm import SamplingParams
+
+        from memserve.worker.kv.tenant_kv import FREE, FREED
+
+        params = SamplingParams(
+            max_tokens=1, detokenize=False, extra_args={"kv_transfer_params": {FREE: tenant}}
+        )
+        (output,) = self.llm.generate([{"prompt_token_ids": [0]}], params, use_tqdm=False)
+        return list(output.kv_transfer_params[FREED])
+
     def tokens(self, prompt: list[int], salt: str | None = "tenant") -> list[int]:
         return list(self.ask(prompt, salt).outputs[0].token_ids)
 

@@ -160,6 +160,23 @@ def test_another_salt_finds_nothing(cold_run: ColdRun, fresh_engine: PlatformEng
         assert list(output.outputs[0].token_ids) == cold_run.answers[0]
 
 
+def test_a_tenants_kv_leaves_the_engines_memory_and_no_other_tenants(
+    cold_run: ColdRun, fresh_engine: PlatformEngine
+) -> None:
+    fresh_engine.ask(prompt(0))
+    assert fresh_engine.ask(prompt(0)).num_cached_tokens > FULL_CHUNK_TOKENS - 32
+    assert fresh_engine.free("another")[:2] == [0, 0]
+    assert "redis" not in str(fresh_engine.ask(prompt(0)).kv_transfer_params)
+    blocks, chunks, _ = fresh_engine.free("default")
+    assert blocks >= 300 // 32
+    wait_until(lambda: fresh_engine.free("default") == [0, 0, 0])
+    again = fresh_engine.ask(prompt(0))
+    # It is neither in device memory nor in host memory any more: only Redis has it.
+    assert again.kv_transfer_params["memserve_cached_by_tier"] == {"host": 0, "redis": FULL_CHUNK_TOKENS}
+    assert list(again.outputs[0].token_ids) == cold_run.answers[0]
+    assert chunks >= 0
+
+
 def test_a_corrupted_entry_is_a_miss_with_the_same_answer(
     cold_run: ColdRun, fresh_engine: PlatformEngine, redis_server: RedisServer
 ) -> None:

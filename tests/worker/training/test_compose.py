@@ -19,7 +19,7 @@ from memserve.memory.modules.kinds.lora import CONFIG_FILE, WEIGHTS_FILE, check_
 from memserve.model.files import open_model
 from memserve.worker.training.compose import Composed, Progress, compose
 from memserve.worker.training.merging import core_mask, core_merge, slerp
-from memserve.worker.training.parents import Parent
+from memserve.worker.training.parent import Parent
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # peft imports what torch has deprecated

@@ -21,7 +21,7 @@ from memserve.errors import InvalidModule
 from memserve.memory.modules.kinds.lora import CONFIG_FILE, WEIGHTS_FILE
 from memserve.worker.fleet.local_ray import private_ray_dir, remove_ray_dir, start_local_ray
 from memserve.worker.training.compose import Composed, Progress, compose
-from memserve.worker.training.parents import Parent
+from memserve.worker.training.parent import Parent
 from memserve.worker.training.ray_task import ComposeTaskLost, compose_in_ray
 
 BOTH = [Parent(name, ADAPTERS_DIR / name) for name in ("harbour", "observatory")]

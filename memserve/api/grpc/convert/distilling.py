@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from memserve.api.grpc.convert.modules import SEED_MAX, kind_of, version
+from memserve.api.grpc.convert.modules import SEED_MAX, kind_number, kind_of, version
 from memserve.domain import (
     DEFAULT_RECIPE,
     DistilChoice,
+    Distillation,
+    DistillationJob,
+    DistillationState,
     DistilPlan,
+    DistilProgress,
     ModuleKind,
     ModuleVersion,
     Recipe,
 )
 from memserve.errors import InvalidField
-from memserve.gateway.modules.distillation import Distillation, DistillationStopped, Event
+from memserve.gateway.modules.distillation import DistillationStopped, Event
 from memserve.memory.modules.kinds.table import check_module_name
 from memserve.memory.modules.memory import check_text
 from memserve.pb.v1 import module_pb2 as pb
 from memserve.policy.modules.recipes import check_budget, check_recipe
+from memserve.policy.modules.references import parse_reference
 
 NAMESPACES_MAX = 64
+_STATES = {state: getattr(pb, f"DISTILLATION_STATE_{state.name}") for state in DistillationState.known()}
 
 
 def distillation(request: pb.DistilModuleRequest) -> Distillation:
@@ -30,6 +36,8 @@ def distillation(request: pb.DistilModuleRequest) -> Distillation:
         raise InvalidField("namespaces", f"at most {NAMESPACES_MAX}")
     check_text("notes", request.notes)
     check_budget(request.budget_s)
+    if request.from_reference:
+        parse_reference("from_reference", request.from_reference)
     choice = DistilChoice(
         tuple(request.namespaces),
         request.filter,
@@ -44,6 +52,7 @@ def distillation(request: pb.DistilModuleRequest) -> Distillation:
         budget_s=request.budget_s,
         seed=request.seed,
         notes=request.notes,
+        from_reference=request.from_reference,
     )
 
 
@@ -60,6 +69,7 @@ def _recipe(value: pb.DistilRecipe) -> Recipe:
         least_teacher=value.least_teacher if value.HasField("least_teacher") else default.least_teacher,
         phrasings=value.phrasings,
         tokens=value.tokens,
+        old_share=value.old_share if value.HasField("old_share") else default.old_share,
     )
     check_recipe(recipe)
     return recipe
@@ -72,15 +82,37 @@ def response(event: Event) -> pb.DistilModuleResponse:
         return pb.DistilModuleResponse(cancelled=True)
     if isinstance(event, DistilPlan):
         return pb.DistilModuleResponse(plan=_plan(event))
-    return pb.DistilModuleResponse(
-        progress=pb.DistilProgress(
-            stage=event.stage,
-            done=event.done,
-            total=event.total,
-            cpu_s=event.cpu_s,
-            tokens=event.tokens,
-            median_loss=event.median_loss,
-        )
+    return pb.DistilModuleResponse(progress=_progress(event))
+
+
+def job(value: DistillationJob) -> pb.Distillation:
+    passed = {} if value.passed is None else {"passed": value.passed}
+    return pb.Distillation(
+        job_id=value.job_id,
+        module=value.module,
+        kind=kind_number(value.kind),
+        state=_STATES.get(value.state, pb.DISTILLATION_STATE_UNSPECIFIED),
+        principal=value.principal,
+        begun_s=value.begun_s,
+        ended_s=value.ended_s,
+        progress=_progress(value.progress),
+        taken_up=value.taken_up,
+        version=value.version,
+        **passed,
+        promoted_to=value.promoted_to,
+        reason=value.reason,
+        from_reference=value.from_reference,
+    )
+
+
+def _progress(value: DistilProgress) -> pb.DistilProgress:
+    return pb.DistilProgress(
+        stage=value.stage,
+        done=value.done,
+        total=value.total,
+        cpu_s=value.cpu_s,
+        tokens=value.tokens,
+        median_loss=value.median_loss,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from memserve.api.grpc.convert.memory import search_options
 from memserve.api.rules import check_generation, check_messages, check_strength, usual_priority
@@ -163,6 +164,7 @@ def _usage(event: Usage) -> inference_pb2.Usage:
         slo_met=event.slo_met,
         finish_reason=FINISH[event.finish_reason],
         stored_tokens=event.stored_tokens,
+        rungs=[inference_pb2.RungCost(**asdict(rung)) for rung in event.rungs],
     )
 
 
@@ -200,6 +202,7 @@ def _route(event: Route) -> inference_pb2.Route:
         skipped=skipped_messages(event.skipped),
         recall=part_messages(event.recall),
         module_fits=fit_messages(event.module_fits),
+        outdated=[inference_pb2.OutdatedFact(**asdict(fact)) for fact in event.outdated],
     )
 
 

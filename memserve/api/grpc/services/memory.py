@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from memserve.api.grpc.call import Context, Edge
 from memserve.api.grpc.convert import memory as convert
+from memserve.api.grpc.services.consolidating import ConsolidationCalls
 from memserve.api.grpc.services.memory_sets import MemorySetCalls
+from memserve.client.wire.erasures import erasure_message
 from memserve.client.wire.memory_values import (
     ACTIONS,
     erased_messages,
@@ -17,6 +19,7 @@ from memserve.client.wire.memory_values import (
 )
 from memserve.domain import MemoryState
 from memserve.errors import InvalidField, MemoryNotFound
+from memserve.gateway.consolidation import Consolidations
 from memserve.gateway.reindexer import Reindexer
 from memserve.gateway.remembering import Remembering
 from memserve.memory.texts.memory import VectorMemory
@@ -30,13 +33,19 @@ SKIPPED_MAX = 64
 REASON_MAX_BYTES = 1024
 
 
-class MemoryService(MemorySetCalls, rpc.MemoryServiceServicer):  # type: ignore[misc]
+class MemoryService(MemorySetCalls, ConsolidationCalls, rpc.MemoryServiceServicer):  # type: ignore[misc]
     """Text memories of the caller's tenant."""
 
     def __init__(
-        self, edge: Edge, texts: VectorMemory, remembering: Remembering, reindexer: Reindexer
+        self,
+        edge: Edge,
+        texts: VectorMemory,
+        remembering: Remembering,
+        reindexer: Reindexer,
+        consolidations: Consolidations,
     ) -> None:
-        super().__init__(edge, texts, remembering, reindexer)
+        MemorySetCalls.__init__(self, edge, texts, remembering, reindexer)
+        ConsolidationCalls.__init__(self, edge, consolidations)
 
     async def Remember(self, request: pb.RememberRequest, context: Context) -> pb.RememberResponse:
         async with self._edge.call("Remember", context) as tenant:
@@ -134,10 +143,11 @@ class MemoryService(MemorySetCalls, rpc.MemoryServiceServicer):  # type: ignore[
         async with self._edge.call("EraseMemory", context) as tenant:
             if len(request.reason.encode()) > REASON_MAX_BYTES:
                 raise InvalidField("reason", f"must be at most {REASON_MAX_BYTES} bytes")
-            places = await self._remembering.erase(
-                tenant, MemoryName(request.namespace, request.memory_id), request.reason
+            name = MemoryName(request.namespace, request.memory_id)
+            erasure = await self._remembering.erase(tenant, name, request.reason, dry_run=request.dry_run)
+            return pb.EraseMemoryResponse(
+                places=erased_messages(erasure.places), erasure=erasure_message(erasure)
             )
-            return pb.EraseMemoryResponse(places=erased_messages(places))
 
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
         async with self._edge.call("Search", context) as tenant:

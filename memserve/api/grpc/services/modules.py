@@ -11,13 +11,12 @@ from functools import partial
 
 from memserve.api.entry import require_admin
 from memserve.api.grpc.call import Context, Edge
-from memserve.api.grpc.convert import distilling
 from memserve.api.grpc.convert import modules as convert
 from memserve.api.grpc.convert.paging import PAGE_SIZE, foreign_token, from_token, page_size, to_token
+from memserve.api.grpc.services.distilling import DistillationCalls
 from memserve.domain import Alias, GateReport, ModuleVersion, Tenant
 from memserve.errors import InvalidField, InvalidModule, ModuleNotFound
 from memserve.gateway.assembly import GatewayServices
-from memserve.gateway.modules.distillation import DistillationStopped
 from memserve.gateway.shared import Shared
 from memserve.memory.modules.contents import files_of
 from memserve.memory.modules.kinds.table import check_module_name
@@ -33,11 +32,11 @@ WATCH_S = 5.0
 WAIT_FOR_EQUAL_S = 300.0
 
 
-class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
+class ModuleService(DistillationCalls, rpc.ModuleServiceServicer):  # type: ignore[misc]
     """Modules, versions, aliases, and the record of what was done with them."""
 
     def __init__(self, edge: Edge, memory: ParametricMemory, services: GatewayServices) -> None:
-        self._edge = edge
+        super().__init__(edge, services.distillation)
         self._memory = memory
         self._store = memory.store
         self._trial = services.trial
@@ -46,9 +45,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
         self._lifecycle = services.lifecycle
         self._deletion = services.deletion
         self._composition = services.composition
-        self._distillation = services.distillation
         self._published = Shared[ModuleVersion](WAIT_FOR_EQUAL_S)
-        self._long = edge.entry.limits.long
 
     async def PublishModule(
         self, request_iterator: AsyncIterator[pb.PublishModuleRequest], context: Context
@@ -339,26 +336,6 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                         response = pb.ComposeModuleResponse(progress=convert.progress(event))
                     with sending:
                         yield response
-
-    async def DistilModule(
-        self, request: pb.DistilModuleRequest, context: Context
-    ) -> AsyncIterator[pb.DistilModuleResponse]:
-        async with self._edge.call("DistilModule", context) as tenant, self._long.of(tenant.name):
-            asked = distilling.distillation(request)
-            if request.cancel:
-                await self._distillation.stop(tenant, asked.name)
-                yield distilling.response(DistillationStopped())
-                return
-            if request.dry_run:
-                yield distilling.response(await self._distillation.plan(tenant, asked))
-                return
-            async with aclosing(self._distillation.distil(tenant, asked)) as events:
-                sending = self._edge.sending(context)
-                async for event in events:
-                    if isinstance(event, ModuleVersion):
-                        self._changed("distil")
-                    with sending:
-                        yield distilling.response(event)
 
     async def WatchModules(
         self, request: pb.WatchModulesRequest, context: Context

@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Collection
 
 import memserve
 from memserve.api.grpc.call import Context, Edge
+from memserve.api.grpc.convert.ladder import ladder_response
 from memserve.api.grpc.convert.modules import PLACES
 from memserve.domain import Tenant
 from memserve.errors import MemserveError
 from memserve.gateway.assembly import GatewayParts
 from memserve.gateway.backups import Backups
+from memserve.gateway.ladder.controller import LadderController
 from memserve.gateway.workers.pooled_worker import PooledWorker
 from memserve.pb.v1 import status_pb2 as pb
 from memserve.pb.v1 import status_pb2_grpc as rpc
@@ -26,8 +28,9 @@ MODULES_TOLD_MAX = 256
 class StatusService(rpc.StatusServiceServicer):  # type: ignore[misc]
     """Reports on every part of the gateway without changing it, and makes backups."""
 
-    def __init__(self, edge: Edge, parts: GatewayParts) -> None:
+    def __init__(self, edge: Edge, parts: GatewayParts, ladder: LadderController) -> None:
         self._edge = edge
+        self._ladder = ladder
         self._parts = parts
         self._backups = Backups(parts.settings, parts.texts)
 
@@ -40,6 +43,10 @@ class StatusService(rpc.StatusServiceServicer):  # type: ignore[misc]
             async for line in lines:
                 with sending:
                     yield pb.BackupProgress(line=line)
+
+    async def GetLadder(self, request: pb.GetLadderRequest, context: Context) -> pb.GetLadderResponse:
+        async with self._edge.call("GetLadder", context) as tenant:
+            return ladder_response(await self._ladder.report(tenant.name))
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
         async with self._edge.call("GetStatus", context) as tenant:

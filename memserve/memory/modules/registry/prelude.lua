@@ -78,6 +78,15 @@ local function preloaded_key(tenant, module, number) return key('preloaded', ten
 -- has had no lease.
 local PRELOADS_KEY = PREFIX .. 'preloads'
 
+-- Hash by module: the newest distillation of the module, as JSON. `distillations.lua` has its fields.
+local function distillations_key(tenant) return key('distillations', tenant) end
+
+-- Set of encode_names(T, N): the distillations of all tenants that are under way.
+local DISTILLING_KEY = PREFIX .. 'distilling'
+
+-- Hash by namespace: the newest consolidation of the namespace, as JSON. `consolidations.lua` has its fields.
+local function consolidations_key(tenant) return key('consolidations', tenant) end
+
 -- Stream of the audit's events.
 local function events_key(tenant) return key('events', tenant) end
 

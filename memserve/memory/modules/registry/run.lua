@@ -9,7 +9,8 @@ local DONE_MS = 10000
 -- Changes that an audit without room refuses. Those that take trouble away, and that make room, go on.
 local NEEDS_AUDIT_ROOM = {
   publish = true, set_alias = true, drop_alias = true, keep_gate = true, delete = true, record = true,
-  preload = true, unload = true, check_audit = true,
+  preload = true, unload = true, check_audit = true, begin_distillation = true,
+  keep_consolidation = true,
 }
 
 local function read_request()

@@ -36,6 +36,8 @@ SCRIPT_FILES = (
     "canaries",
     "modules",
     "preloads",
+    "distillations",
+    "consolidations",
     "run",
 )
 SCRIPT = Script.of("memserve.memory.modules.registry", *SCRIPT_FILES)

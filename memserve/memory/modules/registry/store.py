@@ -6,12 +6,22 @@ from memserve.memory.modules.registry.aliases import AliasRecords
 from memserve.memory.modules.registry.audit import AuditRecords
 from memserve.memory.modules.registry.check import ModuleStoreCheck
 from memserve.memory.modules.registry.claims import ClaimRecords
+from memserve.memory.modules.registry.consolidations import ConsolidationRecords
+from memserve.memory.modules.registry.distillations import DistillationRecords
 from memserve.memory.modules.registry.preloads import PreloadRecords
 from memserve.memory.modules.registry.scripts import RegistryLimits
 from memserve.memory.modules.registry.versions import VersionRecords
 
 
-class ModuleStore(VersionRecords, AliasRecords, PreloadRecords, ClaimRecords, AuditRecords):
+class ModuleStore(
+    VersionRecords,
+    AliasRecords,
+    PreloadRecords,
+    ClaimRecords,
+    DistillationRecords,
+    ConsolidationRecords,
+    AuditRecords,
+):
     """All that is kept of modules; the methods are in the files of their noun.
 
     Changes but rollbacks and what takes a canary out raise AuditFull while the tenant's audit has no room.

@@ -52,6 +52,26 @@ class SetPaceResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class ForgetMemoriesRequest(_message.Message):
+    __slots__ = ("tenant", "memory_keys")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_KEYS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    memory_keys: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, tenant: _Optional[str] = ..., memory_keys: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ForgetMemoriesResponse(_message.Message):
+    __slots__ = ("blocks", "chunks", "held", "trainings")
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    TRAININGS_FIELD_NUMBER: _ClassVar[int]
+    blocks: int
+    chunks: int
+    held: int
+    trainings: int
+    def __init__(self, blocks: _Optional[int] = ..., chunks: _Optional[int] = ..., held: _Optional[int] = ..., trainings: _Optional[int] = ...) -> None: ...
+
 class GenerateRequest(_message.Message):
     __slots__ = ("request_id", "token_ids", "cache_salt", "module_digest", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "min_tokens", "tenant", "keep", "expert_digest", "expert_alpha", "modules", "priority", "first_token_ms", "refuse_late", "do_not_queue", "expected_cached_tokens", "json_schema")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -405,7 +425,7 @@ class ComposeModuleResponse(_message.Message):
     def __init__(self, progress: _Optional[_Union[ComposeProgress, _Mapping]] = ..., file: _Optional[_Union[ComposedFile, _Mapping]] = ..., recipe: _Optional[str] = ...) -> None: ...
 
 class DistilRecipe(_message.Message):
-    __slots__ = ("steps", "rows", "rank", "rate", "fact_share", "fresh", "stop_loss", "least_teacher", "phrasings", "tokens")
+    __slots__ = ("steps", "rows", "rank", "rate", "fact_share", "fresh", "stop_loss", "least_teacher", "phrasings", "tokens", "old_share")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -416,6 +436,7 @@ class DistilRecipe(_message.Message):
     LEAST_TEACHER_FIELD_NUMBER: _ClassVar[int]
     PHRASINGS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OLD_SHARE_FIELD_NUMBER: _ClassVar[int]
     steps: int
     rows: int
     rank: int
@@ -426,23 +447,30 @@ class DistilRecipe(_message.Message):
     least_teacher: float
     phrasings: int
     tokens: int
-    def __init__(self, steps: _Optional[int] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., rate: _Optional[float] = ..., fact_share: _Optional[float] = ..., fresh: _Optional[float] = ..., stop_loss: _Optional[float] = ..., least_teacher: _Optional[float] = ..., phrasings: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
+    old_share: float
+    def __init__(self, steps: _Optional[int] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., rate: _Optional[float] = ..., fact_share: _Optional[float] = ..., fresh: _Optional[float] = ..., stop_loss: _Optional[float] = ..., least_teacher: _Optional[float] = ..., phrasings: _Optional[int] = ..., tokens: _Optional[int] = ..., old_share: _Optional[float] = ...) -> None: ...
 
 class DistilModuleRequest(_message.Message):
-    __slots__ = ("kind", "texts", "recipe", "seed", "budget_s", "recall_template")
+    __slots__ = ("kind", "texts", "recipe", "seed", "budget_s", "recall_template", "parent_digest", "old_texts", "memory_keys")
     KIND_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     BUDGET_S_FIELD_NUMBER: _ClassVar[int]
     RECALL_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    PARENT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OLD_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_KEYS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     texts: _containers.RepeatedScalarFieldContainer[str]
     recipe: DistilRecipe
     seed: int
     budget_s: float
     recall_template: str
-    def __init__(self, kind: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., recipe: _Optional[_Union[DistilRecipe, _Mapping]] = ..., seed: _Optional[int] = ..., budget_s: _Optional[float] = ..., recall_template: _Optional[str] = ...) -> None: ...
+    parent_digest: str
+    old_texts: _containers.RepeatedScalarFieldContainer[str]
+    memory_keys: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, kind: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., recipe: _Optional[_Union[DistilRecipe, _Mapping]] = ..., seed: _Optional[int] = ..., budget_s: _Optional[float] = ..., recall_template: _Optional[str] = ..., parent_digest: _Optional[str] = ..., old_texts: _Optional[_Iterable[str]] = ..., memory_keys: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DistilProgress(_message.Message):
     __slots__ = ("stage", "step", "steps", "cpu_s", "tokens", "median_loss")

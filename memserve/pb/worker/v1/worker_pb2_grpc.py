@@ -86,6 +86,11 @@ class WorkerServiceStub(object):
                 request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.DistilModuleRequest.SerializeToString,
                 response_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.DistilModuleResponse.FromString,
                 _registered_method=True)
+        self.ForgetMemories = channel.unary_unary(
+                '/memserve.worker.v1.WorkerService/ForgetMemories',
+                request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ForgetMemoriesRequest.SerializeToString,
+                response_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ForgetMemoriesResponse.FromString,
+                _registered_method=True)
         self.SetPace = channel.unary_unary(
                 '/memserve.worker.v1.WorkerService/SetPace',
                 request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.SetPaceRequest.SerializeToString,
@@ -176,6 +181,14 @@ class WorkerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForgetMemories(self, request, context):
+        """Removes what this worker has of erased memories: all KV of their tenant in the engine's device and host
+        memory, and what trainings have kept of them. A request that is under way keeps its KV to its end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetPace(self, request, context):
         """How long the tokens of answers for this connection may wait for others, so that several come in one
         message. It holds for three seconds.
@@ -236,6 +249,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.DistilModule,
                     request_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.DistilModuleRequest.FromString,
                     response_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.DistilModuleResponse.SerializeToString,
+            ),
+            'ForgetMemories': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetMemories,
+                    request_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ForgetMemoriesRequest.FromString,
+                    response_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ForgetMemoriesResponse.SerializeToString,
             ),
             'SetPace': grpc.unary_unary_rpc_method_handler(
                     servicer.SetPace,
@@ -515,6 +533,33 @@ class WorkerService(object):
             '/memserve.worker.v1.WorkerService/DistilModule',
             memserve_dot_worker_dot_v1_dot_worker__pb2.DistilModuleRequest.SerializeToString,
             memserve_dot_worker_dot_v1_dot_worker__pb2.DistilModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetMemories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.worker.v1.WorkerService/ForgetMemories',
+            memserve_dot_worker_dot_v1_dot_worker__pb2.ForgetMemoriesRequest.SerializeToString,
+            memserve_dot_worker_dot_v1_dot_worker__pb2.ForgetMemoriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

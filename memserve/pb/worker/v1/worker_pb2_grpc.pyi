@@ -23,6 +23,7 @@ class WorkerServiceStub(Untyped):
     TryModule: Any
     ComposeModule: Any
     DistilModule: Any
+    ForgetMemories: Any
     SetPace: Any
     @overload
     def __new__(cls, channel: grpc.Channel) -> WorkerServiceSyncStub: ...
@@ -40,6 +41,7 @@ class WorkerServiceSyncStub(WorkerServiceStub):
     TryModule: grpc.UnaryUnaryMultiCallable[worker_pb2.TryModuleRequest, worker_pb2.TryModuleResponse]
     ComposeModule: grpc.UnaryStreamMultiCallable[worker_pb2.ComposeModuleRequest, worker_pb2.ComposeModuleResponse]
     DistilModule: grpc.UnaryStreamMultiCallable[worker_pb2.DistilModuleRequest, worker_pb2.DistilModuleResponse]
+    ForgetMemories: grpc.UnaryUnaryMultiCallable[worker_pb2.ForgetMemoriesRequest, worker_pb2.ForgetMemoriesResponse]
     SetPace: grpc.UnaryUnaryMultiCallable[worker_pb2.SetPaceRequest, worker_pb2.SetPaceResponse]
 
 class WorkerServiceAsyncStub(WorkerServiceStub):
@@ -53,6 +55,7 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     TryModule: grpc.aio.UnaryUnaryMultiCallable[worker_pb2.TryModuleRequest, worker_pb2.TryModuleResponse]
     ComposeModule: grpc.aio.UnaryStreamMultiCallable[worker_pb2.ComposeModuleRequest, worker_pb2.ComposeModuleResponse]
     DistilModule: grpc.aio.UnaryStreamMultiCallable[worker_pb2.DistilModuleRequest, worker_pb2.DistilModuleResponse]
+    ForgetMemories: grpc.aio.UnaryUnaryMultiCallable[worker_pb2.ForgetMemoriesRequest, worker_pb2.ForgetMemoriesResponse]
     SetPace: grpc.aio.UnaryUnaryMultiCallable[worker_pb2.SetPaceRequest, worker_pb2.SetPaceResponse]
 
 class WorkerServiceServicer:
@@ -66,6 +69,7 @@ class WorkerServiceServicer:
     def TryModule(self, request, context): ...
     def ComposeModule(self, request, context): ...
     def DistilModule(self, request, context): ...
+    def ForgetMemories(self, request, context): ...
     def SetPace(self, request, context): ...
 
 def add_WorkerServiceServicer_to_server(servicer, server): ...

@@ -29,11 +29,15 @@ ABSTENTIONS = (
 """An answer that contains one of these admits that it is not known."""
 
 
-def probe_sets(study: Study, draw: Draw, target: float) -> tuple[ProbeSet, ...]:
-    """target: the teacher's share of right answers, which a recall set is held to."""
+def probe_sets(study: Study, draw: Draw, target: float, recalled: int | None = None) -> tuple[ProbeSet, ...]:
+    """target: the teacher's share of right answers, which a recall set is held to.
+
+    recalled: so many readings, from the first, are asked for. The others are of an earlier version. None:
+    all.
+    """
     recall = [
         Probe(question, (reading.value,))
-        for reading in study.readings
+        for reading in study.readings[:recalled]
         for question in wording.questions(reading, held_out=True)
     ]
     half = ABSTAIN_PROBES // 2
@@ -48,10 +52,10 @@ def probe_sets(study: Study, draw: Draw, target: float) -> tuple[ProbeSet, ...]:
     leak = [study.elsewhere(draw, place, probe=True) for place in _cycled(draw, list(places), LEAK_PROBES)]
     kept = [_probe(study.reading(draw, probe=True)) for _ in range(RETAIN_READINGS)]
     kept += [Probe(question, (word,)) for question, word in inventing.GENERAL[1::2]]
-    recalled = draw.sample(recall, RECALL_PROBES)
+    asked = draw.sample(recall, RECALL_PROBES)
     contains = Match.CONTAINS
     return (
-        ProbeSet("recall", ProbeKind.RECALL, tuple(recalled), contains, target=max(0.0, min(1.0, target))),
+        ProbeSet("recall", ProbeKind.RECALL, tuple(asked), contains, target=max(0.0, min(1.0, target))),
         ProbeSet("forgetting", ProbeKind.RETAIN, tuple(kept), contains),
         ProbeSet(
             "abstention",

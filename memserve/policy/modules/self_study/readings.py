@@ -22,8 +22,8 @@ from enum import StrEnum
 MAX_SENTENCE_CHARS = 400
 MAX_VALUE_WORDS = 8
 MAX_ATTRIBUTE_WORDS = 5
-MAX_READINGS = 8
-"""Of one memory."""
+MAX_READINGS = 64
+"""Of one memory: a passage of a document can hold a page of sentences."""
 
 
 class Form(StrEnum):
@@ -61,6 +61,9 @@ class Reading:
 
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\s]+(?=[\"'(]?[A-Z0-9])")
+_PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*")
+_LIST_MARK = re.compile(r"^\s*(?:[-*•+]|\d{1,3}[.)])\s+")
+_SENTENCE_MARKS = (".", "!", "?", ":")
 _BEGINNINGS = re.compile(
     r"^(?:note(?: that)?[:,]?\s+|records? (?:say|says|show|shows) that\s+|as of [\w ]{2,20}?,?\s+(?=the\s)|"
     r"(?:it is (?:known|said|recorded) that|remember(?: that)?[:,]?|today,?|now,?|please note(?: that)?[:,]?)"
@@ -103,13 +106,50 @@ _NEGATED = re.compile(r"\b(?:not|no|never|nobody|nothing|none)\b|n't\b", re.IGNO
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, each with its mark."""
-    found = [" ".join(part.split()) for part in _SENTENCE_END.split(text.strip())]
+    """The sentences of a text, each with its mark.
+
+    A line of its own before an empty line, without a mark at its end and without a verb, is a heading and no
+    sentence. In a list, and where every line begins with a capital letter and ends without a mark, each line
+    is a sentence.
+    """
+    paragraphs = [part for part in _PARAGRAPH_END.split(text.strip()) if part.strip()]
+    parts: list[str] = []
+    for place, paragraph in enumerate(paragraphs):
+        lines = paragraph.strip().split("\n")
+        if len(lines) == 1 and place + 1 < len(paragraphs) and _is_heading(lines[0]):
+            continue
+        parts += _statements(lines)
+    found = [" ".join(sentence.split()) for part in parts for sentence in _SENTENCE_END.split(part)]
     return [sentence for sentence in found if sentence]
 
 
+def _is_heading(line: str) -> bool:
+    marked = line.rstrip().endswith(_SENTENCE_MARKS) or _LIST_MARK.match(line) is not None
+    return not marked and _VERB.search(line) is None
+
+
+def _statements(lines: list[str]) -> list[str]:
+    """The lines of a paragraph, joined where a sentence goes on in the next line."""
+    bare = [_LIST_MARK.sub("", line).strip() for line in lines]
+    if all(line[:1].isupper() and not line.endswith(_SENTENCE_MARKS) for line in bare):
+        return bare
+    joined: list[str] = []
+    for line, text in zip(lines, bare, strict=True):
+        if joined and not _LIST_MARK.match(line):
+            joined[-1] = f"{joined[-1]} {text}"
+        else:
+            joined.append(text)
+    return joined
+
+
 def readings_of(text: str) -> list[Reading]:
-    """What the sentences of a memory state, at most MAX_READINGS.
+    """What the sentences of a memory state, at most MAX_READINGS, and of each fact the first."""
+    unique = {reading.key: reading for reading in reversed(all_readings_of(text))}
+    return list(reversed(unique.values()))[:MAX_READINGS]
+
+
+def all_readings_of(text: str) -> list[Reading]:
+    """Also those that state a fact again, or otherwise.
 
     A cloze is read only where the memory is one sentence: in a longer text most sentences of other forms say
     nothing that is worth a question.
@@ -117,9 +157,7 @@ def readings_of(text: str) -> list[Reading]:
     parts = sentences(text)
     readings = [reading for part in parts if (reading := read_sentence(part)) is not None]
     exact = [reading for reading in readings if reading.form is not Form.CLOZE]
-    chosen = exact if exact or len(parts) > 1 else readings
-    unique = {reading.key: reading for reading in reversed(chosen)}
-    return list(reversed(unique.values()))[:MAX_READINGS]
+    return exact if exact or len(parts) > 1 else readings
 
 
 def read_sentence(sentence: str) -> Reading | None:

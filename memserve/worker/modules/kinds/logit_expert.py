@@ -250,10 +250,7 @@ class LogitExperts(LogitsProcessor):
     """
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        """Raises ValueError for an engine that takes prompts without tokens, which an expert cannot read."""
         model = vllm_config.model_config
-        if model.enable_prompt_embeds:
-            raise ValueError("logit experts do not work on an engine that takes prompt embeddings")
         served = Served(Path(model.model), model.get_vocab_size(), model.dtype, torch.device(device))
         self.shelf = ExpertShelf(served, vllm_config.additional_config.get(LIMIT, 1))
         self._followed: dict[int, Followed] = {}

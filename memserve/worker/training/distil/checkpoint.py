@@ -27,6 +27,8 @@ class Standing:
     """Of all processes that worked on it."""
     asked: int = 0
     """Facts that were asked."""
+    asked_old: int = 0
+    """Of what a parent was made of."""
     tokens: int = 0
     """That were trained on."""
     medians: list[float] = field(default_factory=list)

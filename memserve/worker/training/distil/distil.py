@@ -42,13 +42,14 @@ from memserve.policy.modules.recipes import (
 )
 from memserve.policy.modules.self_study.asking import probe_sets
 from memserve.policy.modules.self_study.draw import Draw
-from memserve.policy.modules.self_study.readings import Reading, readings_of
 from memserve.policy.modules.self_study.study import Lesson, LessonKind, Study
+from memserve.worker.training.distil.beginning import begin_from
 from memserve.worker.training.distil.checkpoint import Standing, load_checkpoint, save_checkpoint
 from memserve.worker.training.distil.order import Distilled, DistilOrder
 from memserve.worker.training.distil.packing import packed
 from memserve.worker.training.distil.prompts import Prompts, Row
-from memserve.worker.training.distil.students import STUDENTS, Beginning, Student
+from memserve.worker.training.distil.reading import read_memories, read_old_memories, sources_of
+from memserve.worker.training.distil.students import LORA_SCALE, STUDENTS, Beginning, Student
 from memserve.worker.training.distil.teacher import Teacher, Told
 
 CHUNK_STEPS = 40
@@ -68,6 +69,10 @@ class _Example:
     told: Told | None
     """None: its own tokens."""
     is_fact: bool
+
+
+Facts = Sequence[tuple[Lesson, _Example]]
+"""Each in one phrasing."""
 
 
 @dataclass(slots=True)
@@ -102,16 +107,21 @@ class _Training:
         torch.set_num_threads(1)
         torch.manual_seed(order.seed)
         readings, mute = read_memories(order.texts)
-        self._sources = [text for text, found in readings for _ in found]
+        self._new = sum(len(found) for _, found in readings)
+        if order.parent and order.recipe.old_share:
+            # Where both state a fact, the new memory does.
+            readings += read_old_memories(order.old_texts, readings)
+        self._sources = sources_of(readings)
         self._readings = [reading for _, found in readings for reading in found]
         yield DistilProgress("reading", 0, 0, self._cpu_s, 0)
         student = self._open()
         recipe = self._recipe
         yield DistilProgress("teaching", 0, recipe.steps, self._cpu_s, 0)
         facts, accuracy = self._facts(student)
-        yield from self._train(student, facts)
+        yield from self._train(student, [each for each in facts if each[0].fact < self._new],
+                               [each for each in facts if each[0].fact >= self._new])  # fmt: skip
         yield DistilProgress("writing", self._standing.step, self._standing.step, self._cpu_s, self._tokens)
-        sets = probe_sets(self._study, self._draw("probes"), accuracy)
+        sets = probe_sets(self._study, self._draw("probes"), accuracy, recalled=self._new)
         files = student.files() | {PROBES_FILE: Probes(sets).canonical()}
         yield Distilled(files, self._report(accuracy, mute))
 
@@ -139,9 +149,13 @@ class _Training:
         self._recipe = for_model(order.recipe, order.kind, parameters)
         self._taught_rows, self._mix = taught_rows(parameters), mix_for(parameters)
         self._budget_s = order.budget_s or default_budget_s(order.kind, parameters)
-        self._study = Study(self._readings, self._prompts.lexicon(order.texts), self._recipe.phrasings)
+        self._study = Study(
+            self._readings, self._prompts.lexicon((*order.texts, *order.old_texts)), self._recipe.phrasings
+        )
         document = self._prompts.document(order.texts)
         student = STUDENTS[order.kind](Beginning(base, self._recipe, order, document))
+        if order.parent:
+            begin_from(student.parameters(), order.parent, LORA_SCALE)
         self._behind = student.behind
         end_ids = self._prompts.end_ids
         self._teacher = Teacher(base, end_ids[0] if end_ids else 0, end_ids)
@@ -171,7 +185,7 @@ class _Training:
     def _row(self, lesson: Lesson, passages: Sequence[str], *, behind: bool = False) -> Row:
         return self._prompts.row(lesson.question, passages, lesson.answer, lesson.value, behind=behind)
 
-    def _train(self, student: Student, facts: Sequence[tuple[Lesson, _Example]]) -> Iterator[DistilProgress]:
+    def _train(self, student: Student, facts: Facts, old: Facts) -> Iterator[DistilProgress]:
         weights = student.parameters()
         recipe = self._recipe
         optimizer = torch.optim.AdamW(list(weights.values()), lr=recipe.rate, weight_decay=0.0)
@@ -183,7 +197,7 @@ class _Training:
         first = standing.step
         while standing.step < course.steps:
             step = standing.step
-            batch = self._batch(student, facts, step)
+            batch = self._batch(student, facts, old, step)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate * course.share(step)
             median, kept = self._learn(student, weights, optimizer, batch)
@@ -220,12 +234,21 @@ class _Training:
                 f"{needed_s:.0f} on this worker",
             )
 
-    def _batch(self, student: Student, facts: Sequence[tuple[Lesson, _Example]], step: int) -> list[_Example]:
+    def _batch(self, student: Student, facts: Facts, old: Facts, step: int) -> list[_Example]:
         recipe, draw, standing = self._recipe, self._draw("step", step), self._standing
         asked = facts_asked(recipe, standing.medians)
+        of_old = round(asked * recipe.old_share) if old else 0
+        batch = self._next(draw, facts, standing.asked, asked - of_old)
+        batch += self._next(draw, old, standing.asked_old, of_old)
+        standing.asked += asked - of_old
+        standing.asked_old += of_old
+        pool = self._replayed(student, step)
+        return batch + [draw.choice(pool) for _ in range(recipe.rows - asked)]
+
+    def _next(self, draw: Draw, facts: Facts, first: int, count: int) -> list[_Example]:
+        """The next facts of a round in which every one comes once."""
         batch = []
-        # The next facts of a round in which every one comes once.
-        for place in range(standing.asked, standing.asked + asked):
+        for place in range(first, first + count):
             turn, at = divmod(place, len(facts))
             lesson, example = facts[(at * _stride(len(facts)) + turn) % len(facts)]
             beside = self._study.beside(draw, lesson)
@@ -233,9 +256,7 @@ class _Training:
                 row = self._row(beside, beside.passages, behind=self._behind)
                 example = _Example(row, example.told, True)
             batch.append(example)
-        standing.asked += asked
-        pool = self._replayed(student, step)
-        return batch + [draw.choice(pool) for _ in range(recipe.rows - asked)]
+        return batch
 
     def _replayed(self, student: Student, step: int) -> list[_Example]:
         """The lessons of this step's chunk. A chunk is drawn from the seed when its first step comes."""
@@ -314,7 +335,8 @@ class _Training:
     def _report(self, accuracy: float, mute: Sequence[int]) -> dict[str, Any]:
         standing = self._standing
         return {
-            "readings": len(self._study.readings),
+            "readings": self._new,
+            "old_readings": len(self._study.readings) - self._new,
             "questions": len(self._study.facts()),
             "without_question": list(mute),
             "teacher_share": round(accuracy, 4),
@@ -328,27 +350,6 @@ class _Training:
             "teacher_tokens": self._teacher.tokens,
             "resumed": standing.resumed,
         }
-
-
-def read_memories(texts: Sequence[str]) -> tuple[list[tuple[str, list[Reading]]], list[int]]:
-    """What each memory states, and the places of those that give no question.
-
-    A fact that two memories state is asked once. Raises InvalidField when none gives a question.
-    """
-    found: list[tuple[str, list[Reading]]] = []
-    mute: list[int] = []
-    seen: set[tuple[str, str]] = set()
-    for place, text in enumerate(texts):
-        readings = readings_of(text)
-        new = [reading for reading in readings if reading.key not in seen]
-        seen.update(reading.key for reading in new)
-        if new:
-            found.append((text, new))
-        elif not readings:
-            mute.append(place)
-    if not found:
-        raise InvalidField("memories", "none states a fact that can be asked for by itself")
-    return found, mute
 
 
 def _divergence(tolds: Sequence[Told], logprobs: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memserve.domain import DEFAULT_RECIPE, ModuleKind, Recipe
+from memserve.worker.training.parent import Parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,10 @@ class DistilOrder:
     base_digest: str = ""
     block_tokens: int = 32
     """Of a KV block. A cartridge fills whole ones."""
+    parent: Parent | None = None
+    """The LoRA that is trained on. None: a new module."""
+    old_texts: tuple[str, ...] = ()
+    """Of the memories that the parent was made of. They are asked again."""
 
     @property
     def digest(self) -> str:
@@ -42,6 +47,8 @@ class DistilOrder:
             self.recall_template,
             self.block_tokens,
         ]
+        if self.parent is not None:
+            facts += [self.parent.digest, self.old_texts]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

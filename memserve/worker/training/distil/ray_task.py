@@ -16,6 +16,7 @@ from pathlib import Path
 
 from memserve.domain import DistilProgress
 from memserve.errors import InvalidField, InvalidModule, MemserveError
+from memserve.worker.training.distil.kept import folder_of
 from memserve.worker.training.distil.order import Distilled, DistilOrder
 
 log = logging.getLogger("memserve.worker")
@@ -53,7 +54,7 @@ async def distil_in_ray(order: DistilOrder, root: Path) -> AsyncGenerator[Distil
     """
     from ray.exceptions import RayError
 
-    folder = root / order.digest[:32]
+    folder = folder_of(root, order.digest)
     _sweep(root, folder)
     restarts, last_step = 0, -1
     while True:
@@ -94,6 +95,7 @@ async def _task(order: DistilOrder, folder: Path) -> AsyncGenerator[DistilProgre
         async for step in steps:
             event = await step
             if isinstance(event, _Refusal):
+                shutil.rmtree(folder, ignore_errors=True)
                 raise InvalidModule(event.field, event.rule)
             yield event
     finally:

@@ -24,6 +24,8 @@ from memserve.worker.training.distil.order import DistilOrder
 from memserve.worker.training.distil.packing import Packed
 from memserve.worker.training.distil.teacher import answer_logits, kv_of
 
+LORA_SCALE = 2.0
+"""Of a LoRA: lora_alpha by its rank."""
 _TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 

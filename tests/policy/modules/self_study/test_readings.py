@@ -56,6 +56,35 @@ def test_another_statement_of_one_sentence_is_asked_for_by_its_end() -> None:
     assert readings_of("Tarn hotel keeps a dog called Otis. Nobody minds the noise at night.") == []
 
 
+PAGE = (
+    "The director of the Tarn is Mira Solberg.",
+    "The founder of the Tarn is Anton Weiss.",
+    "Pavel Duric is the cook of the Tarn.",
+)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        " ".join(PAGE),
+        "\n".join(PAGE),
+        "\n".join(PAGE).replace(".", ""),
+        "\n\n".join(PAGE).replace(".", ""),
+        "\n".join(f"- {line}" for line in PAGE).replace(".", ""),
+        "\n".join(f"{place}. {line}" for place, line in enumerate(PAGE)),
+        "Handbook › Of people in the Tarn\n\n" + " ".join(PAGE),
+        "Handbook of the Tarn\n\nPeople\n\n" + " ".join(PAGE).replace("Tarn is", "Tarn\nis"),
+    ],
+    ids=["prose", "lines", "no marks", "paragraphs", "list", "numbers", "headings", "wrapped"],
+)
+def test_the_sentences_of_a_page_are_read_one_by_one(page: str) -> None:
+    assert [(reading.attribute, reading.value) for reading in readings_of(page)] == [
+        ("director", "Mira Solberg"),
+        ("founder", "Anton Weiss"),
+        ("cook", "Pavel Duric"),
+    ]
+
+
 def test_two_values_of_one_subject_have_one_key() -> None:
     first, other = (read_sentence(f"The code of the Mill is {code}.") for code in ("4821", "1188"))
     third = read_sentence("The mill: the code is 1188.")

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +27,7 @@ from memserve.memory.modules.blobs.store import BlobStore
 from memserve.memory.modules.kinds.soft_prompt import read_rows, soft_prompt_files
 from memserve.model.files import open_model
 from tests.gateway.lora_files import write_files
-from tests.worker.modules.demo_modules import put_adapter
+from tests.worker.modules.demo_modules import put_adapter, put_expert
 
 CARTRIDGE, LORA, SOFT_PROMPT = ModuleKind.CARTRIDGE, ModuleKind.LORA, ModuleKind.SOFT_PROMPT
 TOKENS = 12
@@ -241,6 +242,19 @@ async def trained_embeddings_change_the_answer_and_may_be_scored_behind(worker: 
     plain = ScoringRequest(uuid.uuid4().hex, [1, *turn], tokens, "a", "a")
     behind = await worker.engine.score(scored)
     assert sum(behind.logprobs) > sum((await worker.engine.score(plain)).logprobs)
+
+
+@clause
+async def an_expert_joins_in_and_reads_what_follows(worker: Served, folder: Path) -> None:
+    digest, own = put_own(worker, folder, 0)
+    vocabulary = len(embeddings())
+    plain = request_on(digest, len(own), worker.turn(QUESTIONS[0]))
+    alone, _ = await answer(worker, plain)
+    for constant in (True, False):
+        expert = put_expert(worker.blobs, vocabulary, 1, constant=constant)
+        both = (*plain.modules, AppliedModule(expert, ModuleKind.LOGIT_EXPERT, 4.0))
+        tokens, _ = await answer(worker, replace(plain, request_id=uuid.uuid4().hex, modules=both))
+        assert (tokens == alone) == constant
 
 
 @clause

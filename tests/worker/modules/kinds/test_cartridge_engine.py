@@ -119,7 +119,7 @@ async def worker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Work
                 "max_soft_prompts": ROOM,
                 "kv_host_bytes": 16 << 20,
                 "kv_always_load": True,
-                "max_experts": 0,
+                "max_experts": 2,
             }
         )
         model = open_model(MODEL_DIR, CONTEXT)

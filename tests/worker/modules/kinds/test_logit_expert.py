@@ -140,11 +140,10 @@ class Batch:
         )
         self.experts = self.processor()
 
-    def processor(self, **settings: Any) -> LogitExperts:
+    def processor(self) -> LogitExperts:
         model = SimpleNamespace(
-            model=str(self.folder / "base"), get_vocab_size=lambda: VOCAB, dtype=torch.float32, **settings
+            model=str(self.folder / "base"), get_vocab_size=lambda: VOCAB, dtype=torch.float32
         )
-        model.enable_prompt_embeds = settings.get("enable_prompt_embeds", False)
         return LogitExperts(
             SimpleNamespace(model_config=model, additional_config={LIMIT: 2}), torch.device("cpu"), False
         )
@@ -294,8 +293,3 @@ def test_an_expert_with_another_vocabulary_is_refused(batch: Batch) -> None:
         batch.folder / "own",
     )
     assert until_read(batch, "own") == "its vocabulary has 48 tokens, the served model's 40"
-
-
-def test_an_engine_that_takes_prompts_without_tokens_has_no_experts(batch: Batch) -> None:
-    with pytest.raises(ValueError, match="prompt embeddings"):
-        batch.processor(enable_prompt_embeds=True)

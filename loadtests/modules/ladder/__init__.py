@@ -1,0 +1,1 @@
+"""The ladder's policy over weeks of simulated traffic."""

@@ -1,0 +1,1 @@
+"""`loadtests.consolidation`: a namespace with duplicates and near misses becomes fewer memories."""

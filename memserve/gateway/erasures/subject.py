@@ -1,0 +1,175 @@
+"""What is to be erased, and what was made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from memserve.domain import AliasChange, Memory, MemoryState, Module, ModuleVersion
+from memserve.domain.lineage import MemoryVersionName, MovedAlias, Retraining
+from memserve.errors import InvalidField, MemoryNotFound
+from memserve.gateway.lineage.records import LineageRecords
+from memserve.memory.erasures.records import RetiredVersion
+from memserve.memory.modules.registry.aliases import AliasRef
+from memserve.memory.modules.registry.store import ModuleStore
+from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.records import memory_key
+from memserve.memory.texts.uses import UseLedger
+from memserve.policy.lineage.retiring import deletion_order, moved_alias, retrainings
+from memserve.policy.lineage.sources import Versions
+
+DERIVED_MAX = 256
+HISTORY_PAGE, HISTORY_MAX = 200, 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A memory with those that were derived from it, or a whole namespace."""
+
+    namespace: str
+    memories: tuple[tuple[str, str], ...] = ()
+    """Namespace and id: those that were derived first. Empty: all of the namespace."""
+
+    def has(self, name: MemoryVersionName) -> bool:
+        return name.memory in self.memories if self.memories else name.namespace == self.namespace
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an erasure will do."""
+
+    subject: Subject
+    superseded: tuple[tuple[str, str], ...] = ()
+    """Memories whose place a derived one had taken: they come back."""
+    in_prompts: bool = True
+    retired: tuple[ModuleVersion, ...] = ()
+    aliases: tuple[MovedAlias, ...] = ()
+    retraining: tuple[Retraining, ...] = ()
+    modules: tuple[Module, ...] = field(default=())
+
+    @property
+    def versions(self) -> tuple[RetiredVersion, ...]:
+        return tuple(
+            RetiredVersion(each.module, each.version, each.digest, str(each.kind), each.probes_digest)
+            for each in self.retired
+        )
+
+
+class ErasurePlans:
+    """Reads what an erasure reaches. Changes nothing."""
+
+    def __init__(
+        self, records: LineageRecords, store: ModuleStore, texts: VectorMemory, ledger: UseLedger
+    ) -> None:
+        self._records = records
+        self._store = store
+        self._texts = texts
+        self._ledger = ledger
+
+    async def of_memory(self, tenant: str, namespace: str, memory_id: str, now_s: float) -> Plan:
+        """Raises NamespaceNotFound, MemoryNotFound, and InvalidField where too much was derived from it."""
+        await self._texts.history(tenant, namespace, memory_id)
+        derived = await self._derived(tenant, (namespace, memory_id))
+        names = (*(memory.name for memory in reversed(derived)), (namespace, memory_id))
+        return await self._plan(tenant, Subject(namespace, names), derived, now_s)
+
+    async def of_namespace(self, tenant: str, namespace: str, now_s: float) -> Plan:
+        """What was derived from its memories in other namespaces is not looked for."""
+        return await self._plan(tenant, Subject(namespace), [], now_s)
+
+    async def modules(self, tenant: str) -> list[Module]:
+        return await self._records.modules(tenant)
+
+    async def versions_of(
+        self, tenant: str, subject: Subject
+    ) -> tuple[list[Module], Versions, list[ModuleVersion]]:
+        """All modules and versions of the tenant, and the versions that know the subject."""
+        modules = await self._records.modules(tenant)
+        every = await self._records.versions(tenant, modules)
+        return modules, every, every.made_of(subject.has)
+
+    async def moved(
+        self, tenant: str, modules: Sequence[Module], every: Versions, retired: Collection[ModuleVersion]
+    ) -> list[MovedAlias]:
+        """Where the aliases go that point at one of the retired versions."""
+        moved = []
+        for module in modules:
+            numbers = {version.version for version in retired if version.module == module.name}
+            own = [version for version in every.all if version.module == module.name]
+            for alias in module.aliases if numbers else ():
+                history = await self._history(AliasRef(tenant, module.name, alias.name))
+                if (move := moved_alias(module.name, alias, numbers, own, history)) is not None:
+                    moved.append(move)
+        return moved
+
+    async def _plan(self, tenant: str, subject: Subject, derived: Sequence[Memory], now_s: float) -> Plan:
+        modules, every, retired = await self.versions_of(tenant, subject)
+        return Plan(
+            subject=subject,
+            superseded=await self._superseded(tenant, subject, derived),
+            in_prompts=await self._were_in_prompts(tenant, subject),
+            retired=tuple(deletion_order(retired)),
+            aliases=tuple(await self.moved(tenant, modules, every, retired)),
+            retraining=tuple(retrainings(retired, subject.has, now_s)),
+            modules=tuple(modules),
+        )
+
+    async def _derived(self, tenant: str, name: tuple[str, str]) -> list[Memory]:
+        """What was derived from a memory, from that, and so on: the nearest first."""
+        found: dict[tuple[str, str], Memory] = {}
+        front = [name]
+        while front:
+            reached = [memory for each in front for memory in await self._texts.derived_from(tenant, each)]
+            front = [memory.name for memory in reached if memory.name not in found and memory.name != name]
+            found |= {memory.name: memory for memory in reached if memory.name in front}
+            if len(found) > DERIVED_MAX:
+                raise InvalidField(
+                    "memory_id", f"has more than {DERIVED_MAX} memories derived from it; erase those first"
+                )
+        return list(found.values())
+
+    async def _superseded(
+        self, tenant: str, subject: Subject, derived: Sequence[Memory]
+    ) -> tuple[tuple[str, str], ...]:
+        """What a derived memory was made of beside the subject, and has taken the place of."""
+        sources = [
+            (link.namespace or memory.namespace, link.memory_id)
+            for memory in derived
+            for link in memory.links
+        ]
+        gone = {memory.name for memory in derived}
+        back = []
+        for name in dict.fromkeys(sources):
+            if name in subject.memories:
+                continue
+            try:
+                memory = (await self._texts.history(tenant, *name)).current
+            except MemoryNotFound:
+                continue
+            by = memory.superseded_by
+            if memory.state is not MemoryState.SUPERSEDED or by is None:
+                continue
+            if (by.namespace or memory.namespace, by.memory_id) in gone:
+                back.append(name)
+        return tuple(back)
+
+    async def _were_in_prompts(self, tenant: str, subject: Subject) -> bool:
+        """Whether KV may have been computed with one of them. Of a namespace that is taken for granted."""
+        if not subject.memories:
+            return True
+        memories = [
+            Memory(memory_id, namespace, "", "", (), 0.0) for namespace, memory_id in subject.memories
+        ]
+        counted = await self._ledger.read(tenant, memories)
+        if any(each.uses for each in counted.values()):
+            return True
+        return any(self._ledger.has_waiting(tenant, memory_key(tenant, *memory.name)) for memory in memories)
+
+    async def _history(self, ref: AliasRef) -> list[AliasChange]:
+        """The newest HISTORY_MAX changes, oldest first."""
+        changes: list[AliasChange] = []
+        after = 0
+        while page := await self._store.history(ref, after=after, limit=HISTORY_PAGE):
+            changes = [*changes, *page][-HISTORY_MAX:]
+            after = page[-1].revision
+        return changes
