@@ -81,7 +81,7 @@ async def test_memories_that_contradict_each_other_or_are_too_few_are_refused(
     await town(gateway, tmp_path)
     few = DistilChoice(memories=(("town", "m0"), ("town", "m1")))
     refused = await failure_of(client.modules.distil("handbook", few))
-    assert (refused.code, "not 2" in refused.detail) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+    assert (refused.code, "state 2 facts" in refused.detail) == (grpc.StatusCode.INVALID_ARGUMENT, True)
     await client.remember("town", "The code of Amber Lantern is 1188.", memory_id="m9")
     refused = await failure_of(client.modules.distil("handbook", TOWN))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
