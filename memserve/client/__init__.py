@@ -148,6 +148,7 @@ from memserve.domain import (
     WorkerResidency,
     WritePolicy,
 )
+from memserve.domain.ladder import LadderReport
 from memserve.domain.lineage import (
     Erasure,
     ErasureState,
@@ -228,6 +229,7 @@ __all__ = [
     "KeptModule",
     "KeptPassage",
     "KeptPrompt",
+    "LadderReport",
     "LeaveOneOut",
     "LeftAlone",
     "LeftOut",

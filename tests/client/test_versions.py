@@ -22,6 +22,7 @@ TESTS = (
     "examples.py",
     "case.py",
     "cases.py",
+    "lineage_cases.py",
     "memory_cases.py",
     "test_arguments.py",
     "test_calls.py",

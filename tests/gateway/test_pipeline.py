@@ -311,7 +311,10 @@ async def test_the_worst_passages_go_when_the_prompt_is_too_long(start_gateway: 
 
 
 @pytest.mark.parametrize("gone", ["stopped", "paused"])
-async def test_without_redis_answers_go_on(start_gateway: StartGateway, tmp_path: Any, gone: str) -> None:
+async def test_without_redis_answers_go_on(
+    start_gateway: StartGateway, tmp_path: Any, gone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memserve.registry.client.TIMEOUT_S", 1.0)
     gateway = await start_gateway()
     digest = await published(gateway, tmp_path)
     await gateway.client.generate("hello", module="tone", sampling=GREEDY)

@@ -158,6 +158,23 @@ def delete_namespace(drawn: Drawn) -> Call:
     return Call("DeleteNamespace", lambda _: request, repeats=False)
 
 
+def consolidate(drawn: Drawn) -> Call:
+    """The plan alone: how far a candidate is when it is told depends on the time."""
+    request = pb.ConsolidateNamespaceRequest(
+        namespace=drawn.namespace(), dry_run=True, no_summaries=drawn.draw.random() < 0.5
+    )
+    return Call("ConsolidateNamespace", lambda _: request)
+
+
+def decide_consolidation(drawn: Drawn) -> Call:
+    request = pb.DecideConsolidationRequest(namespace=drawn.namespace(), accept=drawn.draw.random() < 0.5)
+    return Call("DecideConsolidation", lambda _: request, repeats=False)
+
+
+def list_consolidations(_: Drawn) -> Call:
+    return Call("ListConsolidations", lambda world: pb.ListConsolidationsRequest())
+
+
 def list_memories(drawn: Drawn) -> Call:
     number, drawn.lists = drawn.lists, drawn.lists + 1
     draw = drawn.draw
@@ -335,5 +352,6 @@ GENERATORS: dict[str, tuple[Callable[[Drawn], Call], float]] = {
     "RecordOutcome": (record_outcome, 2), "Explain": (explain, 2), "ExplainAnswer": (explain_answer, 3),
     "ReindexMemories": (reindex_memories, 0.3), "WatchMemories": (watch_memories, 0.6),
     "RememberDocument": (remember_document, 0.4), "EraseMemory": (erase_memory, 0.4),
-    "DeleteNamespace": (delete_namespace, 0.25),
+    "DeleteNamespace": (delete_namespace, 0.25), "ConsolidateNamespace": (consolidate, 0.4),
+    "DecideConsolidation": (decide_consolidation, 0.2), "ListConsolidations": (list_consolidations, 0.4),
 }  # fmt: skip

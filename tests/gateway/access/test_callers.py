@@ -26,7 +26,7 @@ from memserve.gateway.access.roles import NEEDED
 from memserve.gateway.workers.calls import GrpcCalls
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.kv.index import BlockIndex
-from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
+from memserve.pb.v1 import activation_pb2, inference_pb2, lineage_pb2, memory_pb2, module_pb2, status_pb2
 from memserve.registry.leases import Registry
 from tests.gateway.access.issuer import jwks, token, token_settings
 from tests.gateway.fixtures import StartGateway
@@ -34,7 +34,7 @@ from tests.gateway.running import eventually, open_gateway, until
 
 SALT_KEY = b"s" * 32
 KEYS = {"alice-key-1": "alice", "alice-key-2": "alice", "bob-key-1": "bob"}
-FILES = (activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2)
+FILES = (activation_pb2, inference_pb2, lineage_pb2, memory_pb2, module_pb2, status_pb2)
 
 
 def access_of(tmp_path: Path, content: object = KEYS, salt_key: bytes = SALT_KEY) -> Access:
