@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 import random
-import shutil
 from pathlib import Path
 
 import pytest
 import redis
 
+from loadtests.harness.stack import variant
 from loadtests.texts.memory_erasure.scanning import Scan
 from loadtests.texts.memory_erasure.secrets import Secret, draw_secret
 from memserve.client import CallFailed, Client, ErasureState, ModuleVersion
-from memserve.demo import ADAPTERS_DIR
 from memserve.domain import Sampling
 from memserve.embedded import Stack
 from tests.stack.fixtures import eventually
@@ -43,9 +42,10 @@ def searched(stack: Stack, client: Client, traces: OtlpReceiver, secret: Secret)
 
 def known_by_a_module(client: Client, folder: Path) -> ModuleVersion:
     """A version that says that it was distilled from the memory, and answers."""
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        shutil.copy(ADAPTERS_DIR / "harbour" / name, folder / name)
-    version = client.modules.publish("known", folder, sources=[f"memory:{NAMESPACE}/a@1"])
+    # Of no other module's content: an erasure takes equal contents along.
+    version = client.modules.publish(
+        "known", variant("harbour", folder / "known", scale=1.02), sources=[f"memory:{NAMESPACE}/a@1"]
+    )
     client.modules.promote("known", version.version)
     return version
 
