@@ -3,6 +3,7 @@
 #   make demo PIP_ARGS="--extra-index-url <index with torch 2.13.0+cpu>"
 PYTHON ?= python3.11
 PIP_ARGS ?=
+DEMO_ARGS ?=
 LOCK ?= requirements.lock
 BIN := .venv/bin
 
@@ -28,7 +29,7 @@ setup: .venv/installed
 	touch $@
 
 demo: setup
-	$(BIN)/memserve demo
+	$(BIN)/memserve demo $(DEMO_ARGS)
 
 # In two processes at once (tests/run.py).
 test: setup deploy-tools chromium

@@ -1,6 +1,7 @@
 """Every test, in two pytest processes at once: `make test`.
 
-The tests of real engines wait for engines to start and to answer. All other tests run meanwhile. No more than
+The tests of real engines wait for engines to start and to answer, and those that install packages wait for
+these. All other tests run meanwhile. No more than
 one process starts engines, because the memory of a small machine has no room for more.
 `python -m pytest` runs the same tests one after the other.
 """
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-ENGINES = "engine or stack"
+ENGINES = "engine or stack or installs"
 PARTS = {"engines": ENGINES, "others": f"not ({ENGINES})"}
 """The marks of each part's tests, as pytest's option -m takes them."""
 STOP_TIMEOUT_S = 60.0

@@ -130,6 +130,7 @@ def answers(client: Client) -> bool:
     return True
 
 
+@pytest.mark.installs
 @pytest.mark.timeout(300)
 def test_a_gateway_only_installation_imports_and_serves(
     gateway_python: Path, tmp_path: Path, redis_server: RedisServer

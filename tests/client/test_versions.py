@@ -53,6 +53,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.installs
 @pytest.mark.parametrize("versions", ["lowest", "newest"])
 def test_the_clients_tests_pass_with_only_the_client_installed(
     versions: str, wheel: Path, tmp_path: Path
