@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 
+import grpc
 import psutil
 import pytest
 
-from memserve.client import Client
+from memserve.client import CallFailed, Client
 from memserve.config.reading import STACK_MARK
 from memserve.domain import DistilChoice, DistilPlan, DistilProgress, NewDocument, Recipe
 from memserve.embedded import Stack
 from memserve.processes.marks import processes_with
+from tests.stack.fixtures import eventually
 
 pytestmark = pytest.mark.stack
 PAGE = b"""The call of Royal Dolphin is 2644.
@@ -58,4 +60,14 @@ def test_a_page_is_distilled_and_goes_on_when_the_training_is_killed(stack: Stac
         assert client.modules.get("page").aliases == ()
         answer = client.generate("What is the phone of Aspen Mill?", module=version.reference)
         assert [module.digest for module in answer.route.modules] == [version.digest]
-        client.modules.delete("page", version.version)
+
+        def deleted() -> bool:
+            try:
+                client.modules.delete("page", 1)
+            except CallFailed as error:
+                # The worker tells a moment later that the answer has ended.
+                assert error.code is grpc.StatusCode.FAILED_PRECONDITION
+                return False
+            return True
+
+        eventually(deleted, timeout_s=10)
