@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from memserve.domain.memories import ErasedPlace
 from memserve.domain.modules import TrafficShare
 from memserve.domain.open_enum import OpenEnum
+
+_SOURCE = re.compile(r"memory:([a-z0-9][a-z0-9._-]*)/([A-Za-z0-9][A-Za-z0-9._:-]*)@([1-9][0-9]{0,8})")
 
 
 class LineageKind(OpenEnum):
@@ -47,6 +51,24 @@ class MemoryVersionName(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.memory_id}@{self.version}"
+
+
+def source_of(name: MemoryVersionName) -> str:
+    """How a version's sources name a memory."""
+    return f"memory:{name}"
+
+
+def memories_of(sources: Iterable[str]) -> tuple[MemoryVersionName, ...]:
+    """The memories that a version's sources name. One line may name several, with spaces between.
+
+    Other sources, which a publisher has written for people, are passed over.
+    """
+    names = []
+    for line in sources:
+        for word in line.split():
+            if match := _SOURCE.fullmatch(word):
+                names.append(MemoryVersionName(match[1], match[2], int(match[3])))
+    return tuple(dict.fromkeys(names))
 
 
 @dataclass(frozen=True, slots=True)

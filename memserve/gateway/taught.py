@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from memserve.domain import ModuleVersion, OutdatedFact, ScoredMemory
-from memserve.domain.lineage import MemoryVersionName
+from memserve.domain.lineage import MemoryVersionName, memories_of
 from memserve.errors import MemoryNotFound, MemserveError, NamespaceNotFound
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.texts import histories
 from memserve.memory.texts.memory import VectorMemory
 from memserve.policy.lineage.receipts import Taught, facts_of, outdated_facts
-from memserve.policy.lineage.sources import memories_of
 from memserve.processes.supervised import Background
 
 log = logging.getLogger("memserve.gateway")

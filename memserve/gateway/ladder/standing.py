@@ -10,6 +10,7 @@ from functools import cached_property
 
 from memserve.domain import Memory, ModuleVersion
 from memserve.domain.ladder import WEIGHTS, Rung, RungCost, Subject
+from memserve.domain.lineage import MemoryVersionName, memories_of
 from memserve.errors import MemoryNotFound, NamespaceNotFound
 from memserve.gateway.ladder.record import LadderRecord, NamespaceRecord
 from memserve.gateway.pinned import Pinned
@@ -28,9 +29,7 @@ from memserve.policy.modules.rung_costs import (
     KIND_OF_RUNG,
     Engine,
     NamespaceFigures,
-    SourceMemory,
     costs_of,
-    sources_of,
 )
 from memserve.policy.modules.selection import MOST_CHANGES
 from memserve.policy.modules.use_rate import UseRate
@@ -231,7 +230,7 @@ class Standings:
         self, tenant: str, namespace: str, module: LadderModule, memories: Mapping[str, Memory]
     ) -> LadderModule:
         """With whether it is outdated."""
-        for source in sources_of(module.version):
+        for source in memories_of(module.version.sources):
             memory = memories.get(source.memory_id)
             if memory is None and len(memories) >= MEMORIES_MAX:
                 memory = await self._one(tenant, namespace, source)
@@ -241,7 +240,7 @@ class Standings:
                 )
         return module
 
-    async def _one(self, tenant: str, namespace: str, source: SourceMemory) -> Memory | None:
+    async def _one(self, tenant: str, namespace: str, source: MemoryVersionName) -> Memory | None:
         try:
             return await self._texts.get(tenant, namespace, source.memory_id)
         except MemoryNotFound:
@@ -275,7 +274,7 @@ class Standings:
                         version = await self._store.version(tenant, module.name, number)
                         if version is None:
                             continue
-                        of = {source.namespace for source in sources_of(version)}
+                        of = {source.namespace for source in memories_of(version.sources)}
                         if len(of) == 1:
                             found.setdefault(of.pop(), []).append(
                                 LadderModule(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memserve.domain import KeptAnswer, Memory, Module, ModuleVersion, Tenant
-from memserve.domain.lineage import Lineage, MemoryVersionName
+from memserve.domain.lineage import Lineage, MemoryVersionName, memories_of
 from memserve.domain.names import is_memory_id, is_name
 from memserve.errors import (
     CacheUnavailable,
@@ -31,7 +31,7 @@ from memserve.policy.lineage.graph import (
     build,
     known_memory,
 )
-from memserve.policy.lineage.sources import Versions, memories_of
+from memserve.policy.lineage.sources import Versions
 
 DEPTH_DEFAULT, NODES_DEFAULT = 6, 200
 ANSWERS_MAX = 50

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from memserve.domain import DistilChoice, LinkKind, Memory, MemoryHistory, MemoryState, Tenant
+from memserve.domain.lineage import MemoryVersionName
 from memserve.errors import InvalidField, MemoryNotFound, NamespaceNotFound
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.requests import ListQuery
@@ -19,15 +19,6 @@ PAGE = 256
 DOCUMENTS_MAX = 64
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class NamedVersion:
-    """A version of a memory."""
-
-    namespace: str
-    memory_id: str
-    version: int
 
 
 class ChosenMemories:
@@ -55,16 +46,16 @@ class ChosenMemories:
         return await self._threads.run(tenant.name, lambda: select(histories, now_s, chains))
 
     async def unchanged(
-        self, tenant: Tenant, versions: Sequence[NamedVersion]
-    ) -> list[tuple[NamedVersion, str]]:
+        self, tenant: Tenant, versions: Sequence[MemoryVersionName]
+    ) -> list[tuple[MemoryVersionName, str]]:
         """Those that are live and still say what they said in that version, with their texts."""
-        kept: list[tuple[NamedVersion, str]] = []
+        kept: list[tuple[MemoryVersionName, str]] = []
         for some in _batches(versions[:MOST_MEMORIES]):
             texts = await asyncio.gather(*(self._unchanged(tenant, each) for each in some))
             kept += [(each, text) for each, text in zip(some, texts, strict=True) if text]
         return kept
 
-    async def _unchanged(self, tenant: Tenant, named: NamedVersion) -> str:
+    async def _unchanged(self, tenant: Tenant, named: MemoryVersionName) -> str:
         """The text. Empty: the memory is gone, or says something else now."""
         try:
             history = await self._texts.history(tenant.name, named.namespace, named.memory_id)

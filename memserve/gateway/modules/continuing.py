@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from memserve.domain import Distillation, ModuleKind, ModuleVersion, Tenant
+from memserve.domain.lineage import memories_of, source_of
 from memserve.errors import InvalidField
-from memserve.gateway.modules.chosen_memories import ChosenMemories, NamedVersion
+from memserve.gateway.modules.chosen_memories import ChosenMemories
 from memserve.memory.modules.kinds.table import PROBES_FILE
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.modules.probes import Probes, parse_probes
 from memserve.policy.modules.gate import strictest
 from memserve.policy.modules.kept_knowledge import what_it_knew
-
-_MEMORY = re.compile(r"memory:([^/\s]+)/(\S+)@(\d{1,9})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ class Continuing:
             raise InvalidField(
                 "from_reference", f"{version.reference} is of kind {version.kind}; only a LoRA is trained on"
             )
-        named = memories_of(version)
+        named = memories_of(version.sources)
         if not asked.recipe.old_share:
             return Parent(version, (), ())
         kept = await self._memories.unchanged(tenant, named)
@@ -62,7 +60,7 @@ class Continuing:
                 f"of the memories that {version.reference} was made of, none is there unchanged; without "
                 "them it forgets. recipe.old_share 0 trains it on all the same",
             )
-        sources = tuple(f"memory:{each.namespace}/{each.memory_id}@{each.version}" for each, _ in kept)
+        sources = tuple(source_of(each) for each, _ in kept)
         return Parent(version, sources, tuple(text for _, text in kept))
 
     async def ask_what_it_knew(self, tenant: Tenant, parent: Parent, folder: Path) -> None:
@@ -81,12 +79,3 @@ class Continuing:
             file.write_bytes(parse_probes(asked.canonical()).canonical())
 
         await self._memory.files.run(tenant.name, partial(write))
-
-
-def memories_of(version: ModuleVersion) -> list[NamedVersion]:
-    """The memories that a version's sources name."""
-    return [
-        NamedVersion(namespace, memory_id, int(number))
-        for source in version.sources
-        for namespace, memory_id, number in _MEMORY.findall(source)
-    ]

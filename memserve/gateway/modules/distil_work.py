@@ -27,6 +27,7 @@ from memserve.domain import (
     ModuleVersion,
     Tenant,
 )
+from memserve.domain.lineage import MemoryVersionName, memories_of, source_of
 from memserve.domain.worker_calls import (
     ComposedPiece,
     DistillationRequest,
@@ -36,8 +37,8 @@ from memserve.domain.worker_calls import (
 )
 from memserve.errors import InvalidField, InvalidModule, MemserveError, NoWorker
 from memserve.gateway.layout import PromptLayout
-from memserve.gateway.modules.chosen_memories import ChosenMemories, NamedVersion
-from memserve.gateway.modules.continuing import Continuing, Parent, memories_of
+from memserve.gateway.modules.chosen_memories import ChosenMemories
+from memserve.gateway.modules.continuing import Continuing, Parent
 from memserve.gateway.modules.gatekeeper import Gatekeeper
 from memserve.gateway.modules.lifecycle import ModuleLifecycle
 from memserve.gateway.modules.trial import ModuleTrial
@@ -163,7 +164,7 @@ class DistilWork:
         standing.memory_keys = _keys_of(tenant.name, selection)
         parent = await self._continuing.parent(tenant, asked)
         if parent:
-            standing.memory_keys += _keys(tenant.name, memories_of(parent.version))
+            standing.memory_keys += _keys(tenant.name, memories_of(parent.version.sources))
         recipe = replace(asked.recipe, rank=max(asked.recipe.rank, parent.version.rank)) if parent else None
         request = DistillationRequest(
             kind=asked.kind,
@@ -305,21 +306,23 @@ def erased_meanwhile() -> InvalidField:
 
 
 def _keys_of(tenant: str, selection: Selection) -> tuple[str, ...]:
-    return _keys(
-        tenant, [NamedVersion(each.namespace, each.memory_id, each.version) for each in selection.memories]
-    )
+    return _keys(tenant, _names_of(selection))
 
 
-def _keys(tenant: str, memories: Iterable[NamedVersion]) -> tuple[str, ...]:
+def _keys(tenant: str, memories: Iterable[MemoryVersionName]) -> tuple[str, ...]:
     """Of memories and of their namespaces."""
     names = [(each.namespace, each.memory_id) for each in memories]
     names += [(namespace, "") for namespace in dict.fromkeys(namespace for namespace, _ in names)]
     return tuple(memory_key(tenant, namespace, memory_id) for namespace, memory_id in names)
 
 
+def _names_of(selection: Selection) -> list[MemoryVersionName]:
+    return [MemoryVersionName(each.namespace, each.memory_id, each.version) for each in selection.memories]
+
+
 def _sources(selection: Selection, parent: Parent | None) -> tuple[str, ...]:
     """The memories with their versions: one a source, as many as a version keeps."""
-    named = [f"memory:{each.namespace}/{each.memory_id}@{each.version}" for each in selection.memories]
+    named = [source_of(each) for each in _names_of(selection)]
     named += [source for source in (parent.sources if parent else ()) if source not in named]
     return tuple(named) if len(named) <= SOURCES_MAX else tuple(_joined(named))
 

@@ -14,9 +14,10 @@ from memserve.domain.lineage import (
     LineageNode,
     LineageState,
     MemoryVersionName,
+    memories_of,
 )
 from memserve.errors import InvalidField
-from memserve.policy.lineage.sources import Versions, memories_of
+from memserve.policy.lineage.sources import Versions
 
 DEPTH_MAX = 16
 NODES_MAX = 2000

@@ -6,8 +6,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from memserve.domain import Alias, AliasChange, ModuleVersion, TrafficShare
-from memserve.domain.lineage import MemoryVersionName, MovedAlias, Retraining
-from memserve.policy.lineage.sources import memories_of
+from memserve.domain.lineage import MemoryVersionName, MovedAlias, Retraining, memories_of
 
 NO_TARGETS: tuple[TrafficShare, ...] = ()
 

@@ -2,32 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from memserve.domain import ModuleVersion
-from memserve.domain.lineage import MemoryVersionName
-
-_SOURCE = re.compile(r"memory:([a-z0-9][a-z0-9._-]*)/([A-Za-z0-9][A-Za-z0-9._:-]*)@([1-9][0-9]{0,8})")
-
-
-def source_of(name: MemoryVersionName) -> str:
-    """How a version's sources name a memory."""
-    return f"memory:{name}"
-
-
-def memories_of(sources: Iterable[str]) -> tuple[MemoryVersionName, ...]:
-    """The memories that a version's sources name. One line may name several, with spaces between.
-
-    Other sources, which a publisher has written for people, are passed over.
-    """
-    names = []
-    for line in sources:
-        for word in line.split():
-            if match := _SOURCE.fullmatch(word):
-                names.append(MemoryVersionName(match[1], match[2], int(match[3])))
-    return tuple(dict.fromkeys(names))
+from memserve.domain.lineage import MemoryVersionName, memories_of
 
 
 @dataclass(frozen=True, slots=True)

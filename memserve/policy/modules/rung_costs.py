@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from memserve.domain.ladder import Rung, RungCost
@@ -16,7 +15,6 @@ LOAD_S = 0.3
 KIND_OF_RUNG = {Rung.CARTRIDGE: ModuleKind.CARTRIDGE, Rung.LORA: ModuleKind.LORA}
 CARTRIDGE_SHARE = 0.5
 """Positions of a cartridge that is not made yet, for each token of the memories."""
-_SOURCE = re.compile(r"memory:(?P<namespace>[^/\s]+)/(?P<memory_id>[^@\s]+)@(?P<version>\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,26 +96,3 @@ def teacher_share(version: ModuleVersion) -> float | None:
     except (ValueError, LookupError, TypeError):
         return None
     return float(share) if isinstance(share, int | float) and 0 <= share <= 1 else None
-
-
-@dataclass(frozen=True, slots=True)
-class SourceMemory:
-    """A memory at the version that a module was made of."""
-
-    namespace: str
-    memory_id: str
-    version: int
-
-
-def sources_of(version: ModuleVersion) -> tuple[SourceMemory, ...]:
-    """The memories that a version names as its sources."""
-    return sources_in(version.sources)
-
-
-def sources_in(sources: Sequence[str]) -> tuple[SourceMemory, ...]:
-    """A source may name several."""
-    return tuple(
-        SourceMemory(found["namespace"], found["memory_id"], int(found["version"]))
-        for source in sources
-        for found in _SOURCE.finditer(source)
-    )

@@ -15,9 +15,9 @@ from memserve.domain import (
     TrafficShare,
     WeightFigures,
 )
-from memserve.domain.lineage import MemoryVersionName
+from memserve.domain.lineage import MemoryVersionName, memories_of, source_of
 from memserve.policy.lineage.retiring import deletion_order, moved_alias, retrained_by, retrainings
-from memserve.policy.lineage.sources import Versions, memories_of, source_of
+from memserve.policy.lineage.sources import Versions
 
 
 def version(

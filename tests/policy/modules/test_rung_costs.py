@@ -7,14 +7,13 @@ from dataclasses import replace
 
 from memserve.domain import GateFigure, GateReport, ModuleKind, ModuleVersion, WeightFigures
 from memserve.domain.ladder import Rung
+from memserve.domain.lineage import MemoryVersionName, memories_of
 from memserve.policy.modules.rung_costs import (
     LOAD_S,
     Engine,
     NamespaceFigures,
-    SourceMemory,
     costs_of,
     recall_share,
-    sources_in,
     teacher_share,
 )
 from memserve.policy.routing.costs import EngineCosts
@@ -60,10 +59,10 @@ def test_what_is_begun_is_paid_and_what_is_refused_cannot_be_had() -> None:
 
 
 def test_the_memories_of_a_version_are_read_from_its_sources() -> None:
-    assert sources_in([*VERSION.sources, "a book", "memory:hall/a.b:c@12"]) == (
-        SourceMemory("town", "m0", 1),
-        SourceMemory("town", "m1", 3),
-        SourceMemory("hall", "a.b:c", 12),
+    assert memories_of([*VERSION.sources, "a book", "memory:hall/a.b:c@12"]) == (
+        MemoryVersionName("town", "m0", 1),
+        MemoryVersionName("town", "m1", 3),
+        MemoryVersionName("hall", "a.b:c", 12),
     )
 
 
