@@ -7,6 +7,7 @@
    of another model, from no gateway.
 4. No call is under way at that moment. The calls that wait go on with the new model.
 5. The old collection is dropped.
+6. A local index is built again. Then it is done: searches find all memories.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ HOLD_S = 60.0
 SWITCHES_MAX = 10
 SWITCH_PAUSE_S = 1.0
 DROP_TIMEOUT_S = 120.0
+LOCAL_TIMEOUT_S = 3600.0
+"""The local index goes on being built after this, and the change has ended."""
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +141,8 @@ class Reembedding(Core):
             with contextlib.suppress(RegistryUnavailable, VectorStoreUnavailable, *MILVUS_ERRORS):
                 await self.drop_outdated()  # the next start drops it otherwise
             embedding.close()
+            if self.settling.local is not None:
+                await self.settling.local.wait_until_whole(LOCAL_TIMEOUT_S)
             return
         raise VectorStoreUnavailable("writes and stores left no moment for the new embedding model")
 

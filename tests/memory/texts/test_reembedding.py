@@ -94,6 +94,7 @@ async def test_searches_find_by_the_new_model_and_the_old_one_is_refused_afterwa
         await memory.reembed(CachedEmbedding(new), lambda step: figures.append(step.embedded))
         assert figures[-1] == len(TEXTS)
         assert memory.embedder is new
+        assert not memory.settling.needs_mending
         await assert_found_as_by(memory, new)
         assert await memory.history(TENANT, "handbook", "m11") == history
         await remember(memory, "w55 w54", memory_id="later")
