@@ -26,7 +26,6 @@ CARTRIDGE_RATE = 5e-2
 """On the KV itself."""
 LEAST_CARTRIDGE_TOKENS, CARTRIDGE_SHARE = 128, 0.33
 """A cartridge of a smaller share of its text keeps less of it."""
-SMALL_MODEL_PHRASINGS = 13
 NEARLY_LEARNED = 0.1
 """The median loss of the values' tokens, in nats."""
 LEARNED_SHARE = 0.6
@@ -70,10 +69,10 @@ def for_model(recipe: Recipe, kind: ModuleKind, parameters: int) -> Recipe:
         recipe,
         steps=recipe.steps or (400 if small else 120),
         rows=recipe.rows or (32 if small else 12),
-        fact_share=recipe.fact_share or (0.45 if small else 0.5),
+        fact_share=recipe.fact_share or (0.45 if small and not cartridge else 0.5),
         fresh=recipe.fresh or (0.5 if small else 0.4),
         rate=recipe.rate or (CARTRIDGE_RATE if cartridge else 3e-3 if small else 2e-3),
-        phrasings=recipe.phrasings or (SMALL_MODEL_PHRASINGS if small else MAX_PHRASINGS),
+        phrasings=recipe.phrasings or MAX_PHRASINGS,
     )
 
 
