@@ -34,7 +34,7 @@ class Recipe:
     """In how many ways a fact is asked, at most."""
     tokens: int = 0
     """Positions of a cartridge. It gets fewer where the memories have fewer tokens."""
-    old_share: float = 0.35
+    old_share: float = 0.5
     """Where an earlier version is trained on: the share of the facts' questions that ask for what it was made
     of. 0: none is asked, and what it knew is forgotten."""
 

@@ -339,7 +339,7 @@ CHOICE_PB = {
     "document_ids": ["d"],
     "memories": [module_pb2.DistilMemory(namespace="town", memory_id="m")],
 }
-RECIPE_PB = module_pb2.DistilRecipe(rank=16, stop_loss=0.02, least_teacher=0.2, old_share=0.35)
+RECIPE_PB = module_pb2.DistilRecipe(rank=16, stop_loss=0.02, least_teacher=0.2, old_share=0.5)
 JOB = DistillationJob(
     "job", "handbook", ModuleKind.LORA, DistillationState.DONE, "alice", 1.0, 2.0,
     DistilProgress("gate", 3, 4, 5.0, 6, 0.5), 1, 7, True, "live", "why", "handbook@6",
