@@ -173,13 +173,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe = (
         Recipe(steps=chosen.steps or 110, rows=16, fresh=0.2, fact_share=0.6)
         if chosen.quick
-        else Recipe(steps=chosen.steps or 300)
+        else Recipe(steps=chosen.steps or 350)
     )
     asked, reading = documents(chosen.seed, count, facts_each)
     columns = {each.name: each.recall for each in asked} | reading.columns
     with tempfile.TemporaryDirectory(prefix="memserve-continual-") as scratch:
         continual = Continual(
-            Path(scratch), chosen.seed, recipe, chosen.budget_s or (40.0 if chosen.quick else 60.0)
+            Path(scratch), chosen.seed, recipe, chosen.budget_s or (40.0 if chosen.quick else 90.0)
         )
         ways, versions = measure(continual, asked, columns, QUICK_MERGES if chosen.quick else MERGES)
     show(ways, versions, asked)

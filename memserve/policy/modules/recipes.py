@@ -69,7 +69,7 @@ def for_model(recipe: Recipe, kind: ModuleKind, parameters: int) -> Recipe:
         recipe,
         steps=recipe.steps or (400 if small else 120),
         rows=recipe.rows or (32 if small else 12),
-        fact_share=recipe.fact_share or (0.45 if small and not cartridge else 0.5),
+        fact_share=recipe.fact_share or 0.5,
         fresh=recipe.fresh or (0.5 if small else 0.4),
         rate=recipe.rate or (CARTRIDGE_RATE if cartridge else 3e-3 if small else 2e-3),
         phrasings=recipe.phrasings or MAX_PHRASINGS,
