@@ -176,7 +176,8 @@ def progress_line(event: DistilProgress) -> str:
     loss = "" if event.median_loss is None else f", median loss {event.median_loss:.3f}"
     cost = f", {event.cpu_s:.0f} processor seconds" if event.cpu_s else ""
     trained = f", {event.tokens:,} tokens trained" if event.tokens else ""
-    return f"{event.stage}{done}{loss}{cost}{trained}"
+    stage = "waiting for a worker" if event.stage == "waiting" else event.stage
+    return f"{stage}{done}{loss}{cost}{trained}"
 
 
 def next_lines(version: ModuleVersion) -> list[RenderableType]:
@@ -226,7 +227,8 @@ def distillations_table(jobs: Sequence[DistillationJob]) -> Table:
 def plan_lines(plan: DistilPlan) -> list[RenderableType]:
     """What is trained on, for a person."""
     lines = [
-        f"{plan.memories} memories state {plan.facts} facts: {plan.questions} questions to train on, "
+        f"{'1 memory states' if plan.memories == 1 else f'{plan.memories} memories state'} {plan.facts} facts: "
+        f"{plan.questions} questions to train on, "
         f"{plan.probes} for the gate"
     ]
     lines += [f"  {example}" for example in plan.examples]
