@@ -64,7 +64,8 @@ class Engine:
         sampling = request.sampling
         call, kv_digest = EngineCall(), ""
         async with contextlib.AsyncExitStack() as held:
-            for module in request.modules:
+            # In one order for all: two requests that each hold what the other waits for would wait for ever.
+            for module in sorted(request.modules, key=lambda module: KINDS[module.kind].number):
                 row = KINDS[module.kind]
                 if row.has_strength and module.strength == 0:
                     continue
@@ -73,10 +74,12 @@ class Engine:
                 self.kinds[module.kind].apply(call, module.digest, folder, module.strength)
                 if row.changes_kv and (row.is_prefix or not kv_digest):
                     kv_digest = module.digest
-            placed = placed_behind(call, request)
+            check_place(call, request)
             self._check_vocabulary(request.token_ids)
             if turn is not None:
                 await held.enter_async_context(turn)
+            # Embeddings take a row for every token, so that they are made for those in the engine alone.
+            placed = placed_behind(call, request)
             owner = owner_parameters(request.tenant, kv_digest, store_whole_prompt=request.store_whole_prompt)
             params = SamplingParams(
                 max_tokens=sampling.max_tokens,
@@ -206,15 +209,14 @@ class Placed:
     extra_args: dict[str, Any] = field(default_factory=dict)
 
 
-def placed_behind(call: EngineCall, request: WorkerRequest) -> Placed:
-    """The request's prompt behind its cartridge or its soft prompt, if it has one.
-
-    Raises ValueError for a prompt that does not leave it its place, and for both.
+def check_place(call: EngineCall, request: WorkerRequest) -> None:
+    """Raises ValueError for a prompt that does not leave its cartridge or its soft prompt a place, and for
+    both.
     """
     cartridge, soft_prompt = call.cartridge, call.soft_prompt
     prefix = cartridge or soft_prompt
     if prefix is None:
-        return Placed({"prompt_token_ids": list(request.token_ids), "cache_salt": request.cache_salt})
+        return
     if cartridge is not None and soft_prompt is not None:
         raise ValueError("modules: one cartridge or one soft prompt")
     placeholders = request.token_ids[: prefix.tokens]
@@ -224,13 +226,21 @@ def placed_behind(call: EngineCall, request: WorkerRequest) -> Placed:
             f"token_ids: with {kind} {prefix.digest}, {prefix.tokens} tokens {PLACEHOLDER_TOKEN} and more "
             "behind"
         )
+
+
+def placed_behind(call: EngineCall, request: WorkerRequest) -> Placed:
+    """The request's prompt behind its cartridge or its soft prompt, if it has one. See `check_place`."""
+    cartridge, soft_prompt = call.cartridge, call.soft_prompt
     if soft_prompt is not None:
         prompt = soft_prompt.prompt(request.token_ids, request.cache_salt)
         return Placed(prompt, extra_args={EMBEDDED_TOKENS: soft_prompt.tokens})
-    salt = prefix_salt(request.cache_salt, prefix.digest)
+    token_ids = list(request.token_ids)
+    if cartridge is None:
+        return Placed({"prompt_token_ids": token_ids, "cache_salt": request.cache_salt})
+    salt = prefix_salt(request.cache_salt, cartridge.digest)
     return Placed(
-        {"prompt_token_ids": list(request.token_ids), "cache_salt": salt},
-        {PREFIX: prefix_parameters(prefix.digest, prefix.tokens)},
+        {"prompt_token_ids": token_ids, "cache_salt": salt},
+        {PREFIX: prefix_parameters(cartridge.digest, cartridge.tokens)},
     )
 
 
