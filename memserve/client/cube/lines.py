@@ -58,7 +58,10 @@ class Lines:
             return None
         if self._is_ended:
             raise self._refused("comes after the end")
-        canonical = _canonical(fields)
+        try:
+            canonical = _canonical(fields)
+        except RecursionError:
+            raise self._refused("is nested too deep") from None
         if "memserve_export_end" in fields:
             self._is_ended = True
             if (fields.get("memories"), fields.get("sha256")) != (self.memories, self._content.hexdigest()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from memserve.client.cube.layout import (
     version_entry,
 )
 from memserve.client.cube.lines import memory_lines
-from memserve.client.cube.records import decoded, encoded, json_object
+from memserve.client.cube.records import decoded, encoded, json_object, value_of
 from memserve.client.cube.signing import File, Verifier, read_signature
 from memserve.client.cube.values import Cube, CubeEntry, CubeManifest, CubeModule, CubeRefused
 from memserve.client.cube.writing import parts_of, sha256_of
@@ -198,6 +199,7 @@ class CubeFile:
                 raise CubeRefused(
                     module_entry(name), "is of another module, or of a kind that is unknown here"
                 )
+            _check_aliases(module)
             modules.append(module)
             for number in numbers:
                 version = self._version(module, number)
@@ -246,6 +248,15 @@ class _Checked(io.RawIOBase):
         return len(taken)
 
 
+def _check_aliases(module: CubeModule) -> None:
+    """Raises CubeRefused for shares of traffic that are none."""
+    for each in module.aliases:
+        weights = [target.weight for target in each.alias.targets]
+        if weights and (min(weights) < 0 or not 0 < sum(weights) < math.inf):
+            name = each.alias.name[:80]
+            raise CubeRefused(module_entry(module.name), f"its alias {name!r} has weights that share nothing")
+
+
 def read_manifest(content: bytes) -> CubeManifest:
     """Raises CubeRefused."""
     fields = json_object(MANIFEST, content)
@@ -256,7 +267,7 @@ def read_manifest(content: bytes) -> CubeManifest:
         raise CubeRefused(
             MANIFEST, f"is of format {made_as}, and this memserve reads up to {FORMAT}; update memserve"
         )
-    manifest = decoded(CubeManifest, MANIFEST, encoded(fields.get("manifest")))
+    manifest = value_of(CubeManifest, MANIFEST, fields.get("manifest"))
     if fields.get("sha256") != hashlib.sha256(encoded(manifest)).hexdigest() or len(fields) != 3:
         raise CubeRefused(MANIFEST, "is damaged: its sha256 is not its own")
     names = [entry.name for entry in manifest.entries]

@@ -21,7 +21,8 @@ from memserve.client.cube import zip_layout
 from memserve.client.cube.layout import END, is_entry_name
 from memserve.client.cube.signing import new_keys
 from memserve.client.cube.values import CubeEntry
-from memserve.client.cube.writing import CubeWriter
+from memserve.client.cube.writing import CubeWriter, manifest_bytes
+from memserve.domain import TrafficShare
 from tests.client.cube.cubes import exported, version, write_cube
 
 NAMESPACES = {"notes": [f"m{number}" for number in range(40)], "empty": []}
@@ -229,6 +230,42 @@ def test_a_version_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
     ):
         wrong = write_cube(file, {}, versions=[replace(version(), **changes)])
         assert why in refused(wrong).rule
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("created_s", "1e999", "no JSON"),
+        ("created_s", "1" + "0" * 400, "must be a number"),
+        ("created_s", "1e300", "must be seconds"),
+        ("created_s", "-1", "must be seconds"),
+        ("model", '"\\ud800"', "no JSON"),
+        ("namespaces", '{"notes": 1' + "0" * 30 + "}", "of 64 bits"),
+        *(("left_out", "[" * deep + "]" * deep, "") for deep in range(940, 1000, 2)),
+    ],
+)
+def test_values_that_no_cube_has_are_refused(field: str, value: str, why: str, tmp_path: Path) -> None:
+    """Each is JSON that some reader takes, and that something behind it would choke on."""
+    manifest = read_cube(write_cube(tmp_path / "x.cube", NAMESPACES)).manifest
+    fields = json.loads(manifest_bytes(manifest))
+    fields["manifest"][field] = "@"
+    content = json.dumps(fields).replace('"@"', value).encode()
+    assert why in hostile(tmp_path, lambda archive: archive.writestr(plain("cube.json"), content)).rule
+
+
+def test_an_alias_that_shares_nothing_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "x.cube"
+    for weights in ((0.0,), (0.0, 0.0), (-1.0, 1.0), (1e308, 1e308)):
+        targets = tuple(TrafficShare(number, weight) for number, weight in enumerate(weights, 1))
+        wrong = write_cube(file, {}, versions=[version()], targets=targets)
+        assert "weights" in refused(wrong).rule, weights
+
+
+def test_a_memory_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    for namespaces in ({"\ud800": ["a"]}, {"notes": ["\udc00"]}):
+        assert refused(write_cube(tmp_path / "x.cube", namespaces)).field.startswith(
+            ("memories", "cube.json")
+        )
 
 
 def test_lines_that_are_no_export_are_refused(tmp_path: Path) -> None:
