@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from memserve.domain import GenerationRequest, RecallPreview, Tenant
 from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.steps.lookup import timed
-from memserve.gateway.steps.recall import chosen_use
+from memserve.gateway.steps.recall import with_chosen
 from memserve.gateway.steps.receipt import passage_parts, prefix_part, skipped_memories
 from memserve.gateway.steps.resolve import resolve_modules
 
@@ -25,9 +25,9 @@ class RecallPreviews:
             steps.check(request.model, request.messages, tools=request.tools)
             modules = await resolve_modules(steps.modules, request, tenant.name)
             recalled = await steps.recall(request, tenant.name)
-            if (chosen := recalled.module) is not None:
-                request = replace(request, modules=(chosen_use(chosen),))
-                modules = await resolve_modules(steps.modules, request, tenant.name)
+            request, modules, recalled = await with_chosen(
+                steps.modules, request, modules, recalled, tenant.name
+            )
             origin = modules.origin
             prompt = await steps.fit(request, recalled.passages, tenant.name, origin.prefix_tokens)
             cached, took_ms = await timed(steps.look_up(prompt.token_ids[:-1], tenant, origin))
