@@ -85,7 +85,7 @@ def _value(kind: Any, value: Any, entry: str, path: str) -> Any:
     wanted = str if issubclass(kind, str) else kind
     if type(value) is not wanted:
         raise _fault(entry, path, {str: "text", int: "a whole number", bool: "true or false"}[wanted])
-    if wanted is int and abs(value) > INT_MAX:
+    if isinstance(value, int) and abs(value) > INT_MAX:
         raise _fault(entry, path, "a whole number of 64 bits")
     return kind(value)
 

@@ -305,6 +305,9 @@ def test_signatures(tmp_path: Path, cube: Path) -> None:
         write_cube(tmp_path / "z.cube", {}, sign=public)
     with pytest.raises(FileExistsError):
         new_keys(private, public)
+    with pytest.raises(FileExistsError):
+        new_keys(tmp_path / "half", public)
+    assert not (tmp_path / "half").exists() and read_cube(signed, public).is_verified
 
 
 def test_a_signature_does_not_fit_another_cube(tmp_path: Path) -> None:
