@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from memserve.config import Settings
 from memserve.domain import GenerationRequest, RecallOutcome, Route, Tenant, TextDelta, Usage
 from memserve.domain.worker_calls import WorkerFailure, WorkerFull
-from memserve.errors import Overloaded
+from memserve.errors import InvalidField, Overloaded
 from memserve.gateway.access.callers import Inflight
 from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.live import LiveRequest, LiveRequests
@@ -21,7 +21,7 @@ from memserve.gateway.provenance import Provenance
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import CacheLookup, timed
 from memserve.gateway.steps.prompt import PromptFitting
-from memserve.gateway.steps.recall import Recall, Recalled, with_chosen
+from memserve.gateway.steps.recall import NO_ROOM, Recall, Recalled, with_chosen
 from memserve.gateway.steps.receipt import receipt_head
 from memserve.gateway.steps.resolve import AnsweringModules, ModuleUses, resolve_modules
 from memserve.gateway.steps.route import Router
@@ -85,9 +85,8 @@ class Pipeline:
             # 3. Recall: what is late or down is left out, and the receipt says so.
             live.step(3)
             recalled = await self.recall(request, tenant.name)
-            request, modules, recalled = await with_chosen(
-                self.modules, request, modules, recalled, tenant.name
-            )
+            named = request, modules
+            request, modules, recalled = await with_chosen(self.modules, *named, recalled, tenant.name)
             if recalled.module is not None:
                 held.enter_context(self.uses.holding(modules))
             outdated = await self.taught.outdated(tenant.name, modules.versions, recalled.passages)
@@ -101,6 +100,11 @@ class Pipeline:
                         async for event in events:
                             yield event
                     return
+                except InvalidField:
+                    if recalled.module is None or event is not None:
+                        raise
+                    # The caller did not ask for the module that leaves too little of the context.
+                    (request, modules), recalled = named, recalled.without_module(NO_ROOM)
                 except Overloaded:
                     if not (request.slo.skip_recall and recalled.passages):
                         raise

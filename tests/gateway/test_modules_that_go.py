@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
 from memserve.domain import (
     GenerationRequest,
     Message,
@@ -19,12 +21,15 @@ from memserve.domain import (
     Role,
     Route,
 )
+from memserve.domain.worker_calls import PLACEHOLDER_TOKEN
+from memserve.errors import InvalidField
 from memserve.gateway.assembly import services_of
 from memserve.gateway.recall_preview import RecallPreviews
-from memserve.gateway.steps.recall import Recalled
+from memserve.gateway.steps.recall import NO_ROOM, Recalled
 from tests.gateway.asking import GREEDY, published
 from tests.gateway.fixtures import StartGateway
 from tests.gateway.running import until
+from tests.gateway.test_cartridges import TOKENS, cartridge
 
 HELLO = GenerationRequest((Message(Role.USER, "hello"),), GREEDY)
 FIT = ModuleFit("gone", 1, "0" * 64, 0.9, "it knows", chosen=True)
@@ -76,6 +81,32 @@ async def test_a_chosen_module_that_is_gone_is_left_out(start_gateway: StartGate
         [fit] = told.module_fits
         assert not fit.chosen and "deleted" in fit.reason
     assert route.recall[0].outcome is RecallOutcome.EMPTY and route.recall[0].given == 0
+
+
+async def test_a_chosen_module_that_leaves_no_room_is_left_out(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    """What a caller has not asked for costs no answer; what a caller names is refused with the reason."""
+    gateway = await start_gateway(max_context_tokens=160)
+    version = await cartridge(gateway, tmp_path, "book")
+    chosen = replace(FIT, name="book", digest=version.digest)
+    recall = ScriptedRecall(Recalled(RecallOutcome.NOT_ASKED, module_fits=(chosen,)))
+    recall.may_end.set()
+    pipeline = replace(services_of(gateway.parts, gateway.access).pipeline, recall=cast(Any, recall))
+    tenant = gateway.access.tenant("")
+    long = (Message(Role.USER, "the gate of the north tower opens " * 9),)
+    asked = replace(HELLO, messages=long, choose_module=True)
+    room = 160 - len(gateway.token_ids(long[0].content))
+    assert GREEDY.max_tokens <= room < TOKENS
+    route, *_ = await _events(pipeline.generate(asked, tenant, time.monotonic() + 20))
+    for told in (route, await RecallPreviews(pipeline).preview(asked, tenant)):
+        [fit] = told.module_fits
+        assert not fit.chosen and fit.reason == NO_ROOM
+    assert route.modules == () and gateway.workers[0].requests[-1].token_ids[0] != PLACEHOLDER_TOKEN
+    named = replace(asked, choose_module=False, modules=(ModuleUse("book"),))
+    recall.recalled = Recalled(RecallOutcome.NOT_ASKED)
+    with pytest.raises(InvalidField, match=r"(after|make) a prompt of"):
+        await _events(pipeline.generate(named, tenant, time.monotonic() + 20))
 
 
 async def _events(stream: Any) -> list[Any]:

@@ -52,6 +52,7 @@ from memserve.policy.recall.prompt import one_line, order_passages, reflections_
 
 WARN_EVERY_S = 10.0
 SKIPPED_MAX = 64
+NO_ROOM = "the conversation does not fit behind it"
 
 log = logging.getLogger("memserve.gateway.steps.recall")
 
@@ -76,13 +77,12 @@ class Recalled:
         """The module that was chosen for the question."""
         return next((fit for fit in self.module_fits if fit.chosen), None)
 
-    def without_module(self) -> Recalled:
-        """As where none was chosen: the chosen module is gone by now."""
+    def without_module(self, why: str) -> Recalled:
+        """As where none was chosen. why: for a person."""
         return replace(
             self,
             module_fits=tuple(
-                replace(fit, chosen=False, reason="it was deleted a moment ago") if fit.chosen else fit
-                for fit in self.module_fits
+                replace(fit, chosen=False, reason=why) if fit.chosen else fit for fit in self.module_fits
             ),
             parts=tuple(
                 replace(part, outcome=RecallOutcome.EMPTY, given=0)
@@ -271,7 +271,7 @@ async def with_chosen(
     try:
         return chosen, await resolve_modules(memory, chosen, tenant), recalled
     except (ModuleNotFound, ModuleNotLive, OtherBase, UnreadableRecord):
-        return request, modules, recalled.without_module()
+        return request, modules, recalled.without_module("it was deleted a moment ago")
 
 
 def chosen_use(fit: ModuleFit) -> ModuleUse:
