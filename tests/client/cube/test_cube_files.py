@@ -277,6 +277,10 @@ def test_lines_that_are_no_export_are_refused(tmp_path: Path) -> None:
         ([lines[0], lines[2], lines[1], lines[3]], "does not fit"),
         ([*lines, lines[1]], "after the end"),
         ([lines[0], b"{\n", *lines[2:]], "no JSON"),
+        ([lines[0], lines[1].replace(b'"notes"', b"[]"), *lines[2:]], "no namespace"),
+        ([lines[0], lines[1].replace(b'"a"', b"7"), *lines[2:]], "no namespace"),
+        ([lines[0], lines[1].replace(b'"versions"', b'"others"'), *lines[2:]], "is no memory"),
+        ([lines[0].replace(b'{"notes": 2}', b"[1]"), *lines[1:]], "no namespace"),
     ):
         writer = CubeWriter(tmp_path / "x.cube")
         writer.add("memories.jsonl", b"".join(changed))
