@@ -229,7 +229,7 @@ class Room:
             return True
 
     def _check_beside_pinned(self, digest: str, size_bytes: int) -> None:
-        """Raises ModuleRefused for a module that has no room beside the pinned ones. Nothing leaves for it."""
+        """Raises ModuleRefused where there is no room beside the pinned modules. Nothing leaves then."""
         if self._sized is None or self.held.keys() <= self.pinned:
             return  # without others, `_set_to_leave` says so
         pinned_bytes = sum(self._sizes.get(held, 0) for held in self.held.keys() & self.pinned)
