@@ -33,6 +33,7 @@ from memserve.client.cube.zip_layout import FILE, kept_digest, opened_zip
 from memserve.client.uploads import PROBES_FILE
 from memserve.domain import ModuleKind, ModuleVersion
 from memserve.domain.kinds import KINDS
+from memserve.domain.names import is_sha256
 from memserve.errors import UsageError
 
 Told = Callable[[int, int], None]
@@ -216,6 +217,9 @@ class CubeFile:
         version = decoded(ModuleVersion, name, self._record(name))
         if (version.module, version.version, version.kind) != (module.name, number, module.kind):
             raise CubeRefused(name, f"is of {version.reference}")
+        for digest in (version.digest, *version.parents):
+            if not is_sha256(digest):
+                raise CubeRefused(name, f"names {digest[:80]!r}, which is no sha256")
         held = self.file_names(version)
         for file in KINDS[ModuleKind(version.kind)].files:
             if file not in held:

@@ -227,6 +227,8 @@ def test_a_version_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
         ({"probes_digest": ""}, "is not what version.json names"),
         ({"rank": "4"}, "rank must be a whole number"),
         ({"sources": "x"}, "sources must be a list"),
+        ({"digest": "x"}, "no sha256"),
+        ({"parents": ("cd" * 32, "CD" * 32)}, "no sha256"),
     ):
         wrong = write_cube(file, {}, versions=[replace(version(), **changes)])
         assert why in refused(wrong).rule
