@@ -18,11 +18,11 @@ import pytest
 
 from memserve.client import CubeRefused, UsageError, read_cube
 from memserve.client.cube import zip_layout
-from memserve.client.cube.layout import END, is_entry_name
+from memserve.client.cube.layout import END, RECORD_MAX_BYTES, is_entry_name
 from memserve.client.cube.signing import new_keys
-from memserve.client.cube.values import CubeEntry
-from memserve.client.cube.writing import CubeWriter, manifest_bytes
-from memserve.domain import TrafficShare
+from memserve.client.cube.values import CubeAlias, CubeEntry, CubeModule
+from memserve.client.cube.writing import CubeWriter, manifest_bytes, module_record
+from memserve.domain import Alias, AliasChange, ModuleKind, TrafficShare
 from tests.client.cube.cubes import exported, version, write_cube
 
 NAMESPACES = {"notes": [f"m{number}" for number in range(40)], "empty": []}
@@ -261,6 +261,18 @@ def test_an_alias_that_shares_nothing_is_refused(tmp_path: Path) -> None:
         targets = tuple(TrafficShare(number, weight) for number, weight in enumerate(weights, 1))
         wrong = write_cube(file, {}, versions=[version()], targets=targets)
         assert "weights" in refused(wrong).rule, weights
+
+
+def test_a_history_that_is_too_long_keeps_its_newest_changes() -> None:
+    """An export that could not be read again would be refused as a whole."""
+    change = AliasChange(1, (TrafficShare(1, 1.0),), 1.5, "me", "promote", "r" * 1000, False)
+    changes = tuple(replace(change, revision=number) for number in range(1, 20_001))
+    long = CubeAlias(Alias("live", (TrafficShare(1, 1.0),), 20_000, 1.5), changes)
+    record = module_record(CubeModule("tone", ModuleKind.LORA, (long, replace(long, history=changes[:3]))))
+    assert len(record) <= RECORD_MAX_BYTES
+    [kept, short] = json.loads(record)["aliases"]
+    assert kept["history"][-1]["revision"] == 20_000 and len(kept["history"]) >= 5_000
+    assert [each["revision"] for each in short["history"]][-1:] == [3]
 
 
 def test_a_memory_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
