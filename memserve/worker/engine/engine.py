@@ -19,6 +19,7 @@ from memserve.domain.worker_calls import (
     PLACEHOLDER_TOKEN,
     SCORED_TOKENS_MAX,
     AnswerPart,
+    AppliedModule,
     ScoringRequest,
     TokenScores,
     WorkerRequest,
@@ -64,8 +65,7 @@ class Engine:
         sampling = request.sampling
         call, kv_digest = EngineCall(), ""
         async with contextlib.AsyncExitStack() as held:
-            # In one order for all: two requests that each hold what the other waits for would wait for ever.
-            for module in sorted(request.modules, key=lambda module: KINDS[module.kind].number):
+            for module in in_one_order(request.modules):
                 row = KINDS[module.kind]
                 if row.has_strength and module.strength == 0:
                     continue
@@ -78,7 +78,6 @@ class Engine:
             self._check_vocabulary(request.token_ids)
             if turn is not None:
                 await held.enter_async_context(turn)
-            # Embeddings take a row for every token, so that they are made for those in the engine alone.
             placed = placed_behind(call, request)
             owner = owner_parameters(request.tenant, kv_digest, store_whole_prompt=request.store_whole_prompt)
             params = SamplingParams(
@@ -209,6 +208,11 @@ class Placed:
     extra_args: dict[str, Any] = field(default_factory=dict)
 
 
+def in_one_order(modules: Sequence[AppliedModule]) -> list[AppliedModule]:
+    """In the same order for all requests: two that each hold what the other waits for would wait for ever."""
+    return sorted(modules, key=lambda module: KINDS[module.kind].number)
+
+
 def check_place(call: EngineCall, request: WorkerRequest) -> None:
     """Raises ValueError for a prompt that does not leave its cartridge or its soft prompt a place, and for
     both.
@@ -229,7 +233,10 @@ def check_place(call: EngineCall, request: WorkerRequest) -> None:
 
 
 def placed_behind(call: EngineCall, request: WorkerRequest) -> Placed:
-    """The request's prompt behind its cartridge or its soft prompt, if it has one. See `check_place`."""
+    """The request's prompt behind its cartridge or its soft prompt, if it has one. See `check_place`.
+
+    Called when the request's turn has come: embeddings take a row for every token.
+    """
     cartridge, soft_prompt = call.cartridge, call.soft_prompt
     if soft_prompt is not None:
         prompt = soft_prompt.prompt(request.token_ids, request.cache_salt)
