@@ -229,7 +229,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     settings, memory, pool = parts.settings, parts.modules, parts.pool
     check = RequestCheck(parts.model, parts.tokenizer)
     fit = PromptFitting(parts.model, parts.layout, parts.tokenizing, settings)
-    look_up = CacheLookup(pool, parts.lookup, parts.metrics, SoftPromptRows(memory))
+    look_up = CacheLookup(pool, parts.lookup, parts.metrics, SoftPromptRows(memory, parts.background))
     router = Router(pool, settings, parts.residuals, parts.breakers)
     pinned = Pinned(parts.texts)
     prefixes = Prefixes(check, fit, memory, parts.activation, pool, parts.tokens)

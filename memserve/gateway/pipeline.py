@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from memserve.config import Settings
 from memserve.domain import GenerationRequest, RecallOutcome, Route, Tenant, TextDelta, Usage
 from memserve.domain.worker_calls import WorkerFailure, WorkerFull
-from memserve.errors import Overloaded
+from memserve.errors import InvalidField, Overloaded
 from memserve.gateway.access.callers import Inflight
 from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.live import LiveRequest, LiveRequests
@@ -21,7 +21,7 @@ from memserve.gateway.provenance import Provenance
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import CacheLookup, timed
 from memserve.gateway.steps.prompt import PromptFitting
-from memserve.gateway.steps.recall import Recall, Recalled, chosen_use
+from memserve.gateway.steps.recall import NO_ROOM, Recall, Recalled, with_chosen
 from memserve.gateway.steps.receipt import receipt_head
 from memserve.gateway.steps.resolve import AnsweringModules, ModuleUses, resolve_modules
 from memserve.gateway.steps.route import Router
@@ -80,17 +80,19 @@ class Pipeline:
             wanted_tokens = request.sampling.max_tokens or self.settings.default_max_tokens
             check_min_tokens(request.sampling.min_tokens, wanted_tokens)
             modules = await resolve_modules(self.modules, request, tenant.name)
+            # A version that is used from here on is not deleted.
+            held.enter_context(self.uses.holding(modules))
             # 3. Recall: what is late or down is left out, and the receipt says so.
             live.step(3)
             recalled = await self.recall(request, tenant.name)
-            if (chosen := recalled.module) is not None:
-                request = replace(request, modules=(chosen_use(chosen),))
-                modules = await resolve_modules(self.modules, request, tenant.name)
+            named = request, modules
+            request, modules, recalled = await with_chosen(self.modules, *named, recalled, tenant.name)
+            if recalled.module is not None:
+                held.enter_context(self.uses.holding(modules))
             outdated = await self.taught.outdated(tenant.name, modules.versions, recalled.passages)
             recalled = replace(recalled, outdated=outdated)
             if not modules.origin.prefix:
                 self.warm_pinned.recalled(request, tenant, modules.adapter_version)
-            held.enter_context(self.uses.holding(modules))
             while True:
                 answer = self._answer(request, tenant, modules, recalled, held, live, accepted_s, deadline_s)
                 try:
@@ -98,6 +100,11 @@ class Pipeline:
                         async for event in events:
                             yield event
                     return
+                except InvalidField:
+                    if recalled.module is None or event is not None:
+                        raise
+                    # The caller did not ask for the module that leaves too little of the context.
+                    (request, modules), recalled = named, recalled.without_module(NO_ROOM)
                 except Overloaded:
                     if not (request.slo.skip_recall and recalled.passages):
                         raise

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from memserve.domain import GenerationRequest, RecallPreview, Tenant
+from memserve.errors import InvalidField
 from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.steps.lookup import timed
-from memserve.gateway.steps.recall import chosen_use
+from memserve.gateway.steps.recall import NO_ROOM, with_chosen
 from memserve.gateway.steps.receipt import passage_parts, prefix_part, skipped_memories
 from memserve.gateway.steps.resolve import resolve_modules
 
@@ -25,11 +26,17 @@ class RecallPreviews:
             steps.check(request.model, request.messages, tools=request.tools)
             modules = await resolve_modules(steps.modules, request, tenant.name)
             recalled = await steps.recall(request, tenant.name)
-            if (chosen := recalled.module) is not None:
-                request = replace(request, modules=(chosen_use(chosen),))
-                modules = await resolve_modules(steps.modules, request, tenant.name)
+            named = request, modules
+            request, modules, recalled = await with_chosen(steps.modules, *named, recalled, tenant.name)
             origin = modules.origin
-            prompt = await steps.fit(request, recalled.passages, tenant.name, origin.prefix_tokens)
+            try:
+                prompt = await steps.fit(request, recalled.passages, tenant.name, origin.prefix_tokens)
+            except InvalidField:
+                if recalled.module is None:
+                    raise
+                (request, modules), recalled = named, recalled.without_module(NO_ROOM)
+                origin = modules.origin
+                prompt = await steps.fit(request, recalled.passages, tenant.name, origin.prefix_tokens)
             cached, took_ms = await timed(steps.look_up(prompt.token_ids[:-1], tenant, origin))
             redis_tokens = max((found.redis_tokens for found in cached.values()), default=0)
             held_tokens = max(

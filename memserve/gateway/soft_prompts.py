@@ -14,6 +14,7 @@ from memserve.errors import MemserveError, QuotaExceeded
 from memserve.memory.modules.kinds.files import EmbeddingShape
 from memserve.memory.modules.kinds.soft_prompt import read_rows
 from memserve.memory.modules.memory import ParametricMemory
+from memserve.processes.supervised import Background
 
 log = logging.getLogger("memserve.gateway.soft_prompts")
 
@@ -27,8 +28,11 @@ FAILED_MAX = 1024
 class SoftPromptRows:
     """Reads them from the module store once, and keeps those that were used last."""
 
-    def __init__(self, memory: ParametricMemory) -> None:
+    def __init__(self, memory: ParametricMemory, background: Background) -> None:
         self._memory = memory
+        self._background = background
+        # By digest. Requests for the same embeddings wait for one reading.
+        self._reading: dict[str, asyncio.Task[EmbeddedRows | None]] = {}
         self._shape = memory.base.embedding
         # Threads write, the event loop reads.
         self._lock = threading.Lock()
@@ -49,13 +53,27 @@ class SoftPromptRows:
             if kept is not None:
                 self._kept.move_to_end(digest)
                 return kept
-        if time.monotonic() < self._failed_s.get(digest, 0.0) + RETRY_S:
-            return None
+        reading = self._reading.get(digest)
+        if reading is None:
+            failed_s = self._failed_s.get(digest)
+            has_failed = failed_s is not None and time.monotonic() < failed_s + RETRY_S
+            if has_failed or self._background.is_full:
+                return None
+            work = self._tried(tenant, digest, shape)
+            reading = self._background.begin(f"reading the embeddings of {digest[:12]}", work)
+            self._reading[digest] = reading
+            reading.add_done_callback(lambda _: self._reading.pop(digest, None))
         try:
             async with asyncio.timeout(READ_BUDGET_S):
                 # What has begun goes on, and the next request finds it.
-                return await self._memory.files.run(tenant, partial(self._read, digest, shape))
-        except (TimeoutError, QuotaExceeded):
+                return await asyncio.shield(reading)
+        except TimeoutError:
+            return None
+
+    async def _tried(self, tenant: str, digest: str, shape: EmbeddingShape) -> EmbeddedRows | None:
+        try:
+            return await self._memory.files.run(tenant, partial(self._read, digest, shape))
+        except QuotaExceeded:
             return None
         except (MemserveError, OSError) as error:
             log.warning("the embeddings of %s cannot be read: %s", digest[:12], error)

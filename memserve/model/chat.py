@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -36,8 +37,9 @@ from memserve.private_files import keep_private
 TEMPLATE_FILE, DEFAULT_TEMPLATE = "chat_template.jinja", "default"
 TEMPLATE_MAX_BYTES = 1 << 20
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# Stands for the token that begins a text.
-_BEGINNING = "\0beginning\0"
+# Stands for the token that begins a text. It is another one in every process: a caller who could spell it
+# could spell that token. It is in no prompt.
+_BEGINNING = f"\0{secrets.token_hex(16)}\0"
 _PROBE = Message(Role.USER, "Where is the north gate?")
 _SECOND_PROBE = Message(Role.USER, "And who has its key?")
 _CALLING = Message(

@@ -61,7 +61,9 @@ class ModelFiles:
     @property
     def architecture(self) -> str:
         """The first named architecture; "" where the configuration has none, which `check_model` refuses."""
-        return next(iter(self.config.get("architectures") or ()), "")
+        named = self.config.get("architectures")
+        first = named[0] if isinstance(named, list) and named else ""
+        return first if isinstance(first, str) else ""
 
     @property
     def vocab_size(self) -> int:
@@ -166,7 +168,7 @@ class ModelFiles:
                 header = read_safetensors_header(file)
                 end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
                 whole = 8 + safetensors_header_bytes(file) + end == file.stat().st_size
-            except (ValueError, KeyError, TypeError, IndexError):
+            except (ValueError, KeyError, TypeError, IndexError, RecursionError):
                 whole = False
             if not whole:
                 raise StartupError(f"{file} is damaged or cut off{pointer_hint(file)}")
@@ -243,7 +245,7 @@ def json_object(file: Path, *, missing_ok: bool = False) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(text_of(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StartupError(f"{file} is not JSON: {error}{pointer_hint(file)}") from None
     if not isinstance(value, dict):
         raise StartupError(f"{file} must hold an object, not {type(value).__name__}")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from memserve.errors import StartupError
 from memserve.model.fetch.place import MODELS, Place
+from memserve.model.fetch.sources import OWN_NAMES
 
 DEMO = "demo"
 """The model that memserve carries."""
@@ -89,7 +90,7 @@ def check_new_name(name: str) -> None:
             f"name {name[:200]!r}: a model's name has letters, digits, '.', '_' and '-', begins with a "
             f"letter or a digit, and has at most {NAME_MAX} characters"
         )
-    if name == DEMO or _KEY.fullmatch(name):
+    if name == DEMO or name in OWN_NAMES or _KEY.fullmatch(name):
         raise StartupError(f"name {name!r}: memserve's own; choose another")
 
 

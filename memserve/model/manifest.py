@@ -51,7 +51,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         if value.get("format") != FORMAT or any(type(value[name]) is not types[name] for name in types):
             return None
         return Manifest(**{name: value[name] for name in types})
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError):
         return None
 
 

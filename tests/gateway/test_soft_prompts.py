@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -84,7 +89,7 @@ async def test_without_its_embeddings_nothing_counts_as_cached(
 ) -> None:
     gateway = await start_gateway()
     version = await soft_prompt(gateway, tmp_path)
-    rows = SoftPromptRows(gateway.parts.modules)
+    rows = SoftPromptRows(gateway.parts.modules, gateway.parts.background)
     look_up = CacheLookup(gateway.parts.pool, gateway.parts.lookup, gateway.parts.metrics, rows)
     token_ids, tenant = [PLACEHOLDER_TOKEN] * TOKENS + list(range(60)), gateway.access.tenant("")
     known = KvOrigin("", version.digest, TOKENS, is_embedded=True)
@@ -93,6 +98,35 @@ async def test_without_its_embeddings_nothing_counts_as_cached(
     gone = KvOrigin("", "0" * 64, TOKENS, is_embedded=True)
     assert list((await look_up(token_ids, tenant, gone)).values()) == [LookedUp()]
     assert await rows.of("default", "0" * 64) is None
+
+
+async def test_a_request_does_not_wait_for_a_store_that_hangs(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    """The read goes on behind the request, once for all, and later requests find what it has read."""
+    gateway = await start_gateway()
+    version = await soft_prompt(gateway, tmp_path)
+    memory, ends = gateway.parts.modules, Event()
+    reads: list[str] = []
+
+    class HangingStore:
+        def local(self, digest: str) -> Path:
+            reads.append(digest)
+            ends.wait(20)
+            return memory.blobs.local(digest)
+
+    hanging = SimpleNamespace(base=memory.base, files=memory.files, blobs=HangingStore())
+    rows = SoftPromptRows(cast(Any, hanging), gateway.parts.background)
+    began_s = time.monotonic()
+    assert await asyncio.gather(*(rows.of("default", version.digest) for _ in range(9))) == [None] * 9
+    assert time.monotonic() - began_s < 5.0
+    ends.set()
+
+    async def is_read() -> bool:
+        return await rows.of("default", version.digest) is not None
+
+    await eventually(is_read)
+    assert reads == [version.digest]
 
 
 async def test_beside_a_cartridge_it_is_refused_and_so_is_what_does_not_fit(

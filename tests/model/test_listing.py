@@ -84,7 +84,9 @@ def test_a_changed_weight_is_found_when_it_is_looked_for(data: Path) -> None:
     assert "have changed since it was made" in listed(data, verify=True)["mine"].why_not
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"format": 2}', b"\xff", b'{"format": true}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b'{"format": 2}', b"\xff", b'{"format": true}', b"[" * 60_000]
+)
 def test_a_manifest_that_cannot_be_read_costs_no_model(data: Path, content: bytes) -> None:
     folder = have(data, "mine").parent
     assert read_manifest(folder) is not None
@@ -92,6 +94,24 @@ def test_a_manifest_that_cannot_be_read_costs_no_model(data: Path, content: byte
     assert read_manifest(folder) is None
     mine = listed(data, verify=True)["mine"]
     assert (mine.source, mine.why_not, mine.digest) == ("an earlier memserve", "", "")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        b"[" * 100_000,
+        b'{"architectures": 5}',
+        b'{"architectures": [{"a": 1}]}',
+        b'{"architectures": {"a": 1}}',
+    ],
+)
+def test_a_strange_configuration_costs_no_list(data: Path, config: bytes) -> None:
+    have(data, "odd")
+    place = converted_place(data, "odd")
+    (place.model / "config.json").write_bytes(config)
+    (place.model.parent / MANIFEST).unlink()
+    model = listed(data)["odd"]
+    assert model.why_not and model.architecture == ""
 
 
 def test_links_and_other_things_in_the_folder_are_left_alone(data: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def asked_tools(body: ChatBody, rules: TemplateRules) -> AskedTools:
         raise InvalidField("tools", f"cannot be used: {NO_PLACE}")
     if body.logprobs:
         raise InvalidField("logprobs", "cannot be asked for with tools")
-    template = json.dumps([_shown(tool) for tool in tools])
+    template = _spelled([_shown(tool) for tool in tools])
     if choice == "auto":
         if not rules.marks_calls:
             rule = "auto needs a chat template with <tool_call> marks; ask for required or one function here"
@@ -93,7 +93,7 @@ def turn(place: int, message: ChatMessage, role: Role) -> Message:
             _arguments(f"{field}.tool_calls[{number}].function.arguments", call.function.arguments)
         ]
     ]
-    return Message(role, text, json.dumps(calls) if calls else "")
+    return Message(role, text, _spelled(calls) if calls else "")
 
 
 def calls_body(calls: Sequence[Call], *, streamed: bool) -> list[dict[str, Any]]:
@@ -118,9 +118,16 @@ def _shown(tool: Tool) -> dict[str, Any]:
     }
 
 
+def _spelled(value: object) -> str:
+    """As JSON in the letters that the prompt will have. Escapes would hide control tokens from the checks."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 def _arguments(field: str, text: str) -> dict[str, Any]:
     try:
         arguments = json.loads(text or "{}")
+        # Half of a surrogate pair is no text. The call around it is as deep as this.
+        _spelled([{"function": {"arguments": arguments}}]).encode()
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):

@@ -11,7 +11,7 @@ from memserve.client.cube.layout import MEMORIES, module_entry, version_entry
 from memserve.client.cube.lines import Lines
 from memserve.client.cube.records import encoded
 from memserve.client.cube.values import CubeAlias, CubeModule, CubeProgress, LeftOut
-from memserve.client.cube.writing import CubeWriter
+from memserve.client.cube.writing import CubeWriter, module_record
 from memserve.client.downloads import VersionContent
 from memserve.domain import Module, ModuleVersion
 
@@ -62,7 +62,7 @@ class AsyncCubeFilling:
             CubeAlias(alias, tuple(await self._modules.history(module.name, alias=alias.name)))
             for alias in module.aliases
         ]
-        record = encoded(CubeModule(module.name, module.kind, tuple(aliases)))
+        record = module_record(CubeModule(module.name, module.kind, tuple(aliases)))
         await _io.on_thread(self._writer.add, module_entry(module.name), record)
         numbers = []
         for version in reversed(await self._modules.versions(module.name)):

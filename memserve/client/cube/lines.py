@@ -58,7 +58,10 @@ class Lines:
             return None
         if self._is_ended:
             raise self._refused("comes after the end")
-        canonical = _canonical(fields)
+        try:
+            canonical = _canonical(fields)
+        except RecursionError:
+            raise self._refused("is nested too deep") from None
         if "memserve_export_end" in fields:
             self._is_ended = True
             if (fields.get("memories"), fields.get("sha256")) != (self.memories, self._content.hexdigest()):
@@ -70,7 +73,8 @@ class Lines:
             namespace, memory_id = memory["namespace"], memory["memory_id"]
         except (KeyError, TypeError, IndexError):
             raise self._refused("is no memory") from None
-        if namespace not in self.namespaces or not isinstance(memory_id, str):
+        named = isinstance(namespace, str) and isinstance(memory_id, str)
+        if not named or namespace not in self.namespaces:
             raise self._refused("is of no namespace of the header")
         self.namespaces[namespace] += 1
         return MemoryLine(namespace, memory_id, _digest(canonical))

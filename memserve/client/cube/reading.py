@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from memserve.client.cube.layout import (
     version_entry,
 )
 from memserve.client.cube.lines import memory_lines
-from memserve.client.cube.records import decoded, encoded, json_object
+from memserve.client.cube.records import decoded, encoded, json_object, value_of
 from memserve.client.cube.signing import File, Verifier, read_signature
 from memserve.client.cube.values import Cube, CubeEntry, CubeManifest, CubeModule, CubeRefused
 from memserve.client.cube.writing import parts_of, sha256_of
@@ -32,6 +33,7 @@ from memserve.client.cube.zip_layout import FILE, kept_digest, opened_zip
 from memserve.client.uploads import PROBES_FILE
 from memserve.domain import ModuleKind, ModuleVersion
 from memserve.domain.kinds import KINDS
+from memserve.domain.names import is_sha256
 from memserve.errors import UsageError
 
 Told = Callable[[int, int], None]
@@ -198,6 +200,7 @@ class CubeFile:
                 raise CubeRefused(
                     module_entry(name), "is of another module, or of a kind that is unknown here"
                 )
+            _check_aliases(module)
             modules.append(module)
             for number in numbers:
                 version = self._version(module, number)
@@ -214,6 +217,9 @@ class CubeFile:
         version = decoded(ModuleVersion, name, self._record(name))
         if (version.module, version.version, version.kind) != (module.name, number, module.kind):
             raise CubeRefused(name, f"is of {version.reference}")
+        for digest in (version.digest, *version.parents):
+            if not is_sha256(digest):
+                raise CubeRefused(name, f"names {digest[:80]!r}, which is no sha256")
         held = self.file_names(version)
         for file in KINDS[ModuleKind(version.kind)].files:
             if file not in held:
@@ -246,6 +252,15 @@ class _Checked(io.RawIOBase):
         return len(taken)
 
 
+def _check_aliases(module: CubeModule) -> None:
+    """Raises CubeRefused for shares of traffic that are none."""
+    for each in module.aliases:
+        weights = [target.weight for target in each.alias.targets]
+        if weights and (min(weights) < 0 or not 0 < sum(weights) < math.inf):
+            name = each.alias.name[:80]
+            raise CubeRefused(module_entry(module.name), f"its alias {name!r} has weights that share nothing")
+
+
 def read_manifest(content: bytes) -> CubeManifest:
     """Raises CubeRefused."""
     fields = json_object(MANIFEST, content)
@@ -256,7 +271,7 @@ def read_manifest(content: bytes) -> CubeManifest:
         raise CubeRefused(
             MANIFEST, f"is of format {made_as}, and this memserve reads up to {FORMAT}; update memserve"
         )
-    manifest = decoded(CubeManifest, MANIFEST, encoded(fields.get("manifest")))
+    manifest = value_of(CubeManifest, MANIFEST, fields.get("manifest"))
     if fields.get("sha256") != hashlib.sha256(encoded(manifest)).hexdigest() or len(fields) != 3:
         raise CubeRefused(MANIFEST, "is damaged: its sha256 is not its own")
     names = [entry.name for entry in manifest.entries]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
@@ -12,6 +13,9 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from memserve.client.cube.values import CubeRefused
 
 T = TypeVar("T")
+INT_MAX = (1 << 63) - 1
+SECONDS_MAX = 253_402_300_799
+"""The end of the year 9999."""
 
 
 def encoded(value: Any) -> bytes:
@@ -22,11 +26,11 @@ def encoded(value: Any) -> bytes:
 def json_object(entry: str, content: bytes) -> dict[str, Any]:
     """Raises CubeRefused."""
 
-    def constant(name: str) -> None:
-        raise ValueError(name)
-
     try:
-        read = json.loads(content.decode(), parse_constant=constant)
+        read = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)
+        if b"\\u" in content:
+            # Half of a surrogate pair is no text.
+            json.dumps(read, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise CubeRefused(entry, "is no JSON") from None
     if not isinstance(read, dict):
@@ -38,8 +42,21 @@ def decoded(kind: type[T], entry: str, content: bytes) -> T:
     """Read what `encoded` wrote. Raises CubeRefused for a field that is unknown, missing or of another
     type.
     """
-    value: T = _value(kind, json_object(entry, content), entry, "")
+    return value_of(kind, entry, json_object(entry, content))
+
+
+def value_of(kind: type[T], entry: str, read: object) -> T:
+    """As `decoded`, of what was read from JSON."""
+    value: T = _value(kind, read, entry, "")
     return value
+
+
+def _finite(text: str) -> float:
+    """Raises ValueError for a number that is none, or too large for a float."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 def _value(kind: Any, value: Any, entry: str, path: str) -> Any:
@@ -60,12 +77,16 @@ def _value(kind: Any, value: Any, entry: str, path: str) -> Any:
             raise _fault(entry, path, "an object")
         return {name: _value(arguments[1], item, entry, f"{path}.{name}") for name, item in value.items()}
     if kind is float:
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if type(value) not in (int, float) or abs(value) > sys.float_info.max:
             raise _fault(entry, path, "a number")
+        if path.endswith("_s") and not 0 <= value <= SECONDS_MAX:
+            raise _fault(entry, path, "seconds from 1970 to 9999")
         return value
     wanted = str if issubclass(kind, str) else kind
     if type(value) is not wanted:
         raise _fault(entry, path, {str: "text", int: "a whole number", bool: "true or false"}[wanted])
+    if isinstance(value, int) and abs(value) > INT_MAX:
+        raise _fault(entry, path, "a whole number of 64 bits")
     return kind(value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from os import PathLike
 from pathlib import Path
@@ -20,7 +21,9 @@ File = str | PathLike[str]
 
 
 def new_keys(private_file: Path, public_file: Path) -> str:
-    """Make a key, and write both halves as PEM. No file is overwritten. Returns the public key, hex.
+    """Make a key, and write both halves as PEM, or neither. No file is overwritten.
+
+    Returns the public key, hex.
 
     Raises UsageError without the package cryptography, and OSError.
     """
@@ -31,9 +34,13 @@ def new_keys(private_file: Path, public_file: Path) -> str:
     public = key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    for file, content, mode in ((private_file, private, 0o600), (public_file, public, 0o644)):
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
-            stream.write(content)
+    with contextlib.ExitStack() as undo:
+        for file, content, mode in ((private_file, private, 0o600), (public_file, public, 0o644)):
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            undo.callback(file.unlink, missing_ok=True)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+        undo.pop_all()  # both are there
     return _hex(serialization, key.public_key())
 
 
@@ -43,9 +50,11 @@ class Signer:
     def __init__(self, key_file: File) -> None:
         """Raises UsageError."""
         self._serialization, ed25519 = _library("sign")
+        from cryptography.exceptions import UnsupportedAlgorithm
+
         try:
             key = self._serialization.load_pem_private_key(_pem("sign", key_file), password=None)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise UsageError("sign", f"{key_file} is no private key without a password: {error}") from None
         if not isinstance(key, ed25519.Ed25519PrivateKey):
             raise UsageError("sign", f"{key_file} is no Ed25519 key; `memserve cube new-key` makes one")
@@ -68,9 +77,11 @@ class Verifier:
     def __init__(self, key_file: File) -> None:
         """Raises UsageError."""
         self._serialization, ed25519 = _library("verify")
+        from cryptography.exceptions import UnsupportedAlgorithm
+
         try:
             key = self._serialization.load_pem_public_key(_pem("verify", key_file))
-        except ValueError as error:
+        except (ValueError, UnsupportedAlgorithm) as error:
             raise UsageError("verify", f"{key_file} is no public key: {error}") from None
         if not isinstance(key, ed25519.Ed25519PublicKey):
             raise UsageError("verify", f"{key_file} is no Ed25519 key")

@@ -9,6 +9,7 @@ import secrets
 import stat
 import zipfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -19,12 +20,13 @@ from memserve.client.cube.layout import (
     ENTRIES_MAX,
     FORMAT,
     MANIFEST,
+    RECORD_MAX_BYTES,
     SIGNATURE,
     is_compressed,
 )
 from memserve.client.cube.records import encoded
 from memserve.client.cube.signing import Signer
-from memserve.client.cube.values import CubeEntry, CubeManifest, CubeRefused
+from memserve.client.cube.values import CubeEntry, CubeManifest, CubeModule, CubeRefused
 
 # The same content makes the same bytes.
 _TIME = (1980, 1, 1, 0, 0, 0)
@@ -125,6 +127,18 @@ class _Entry:
     def ended(self) -> CubeEntry:
         self._stream.close()
         return CubeEntry(self._name, self._size_bytes, self._sha256.hexdigest())
+
+
+def module_record(module: CubeModule) -> bytes:
+    """`module.json`. Histories of aliases have no bound: those that are too long lose their older half."""
+    content = encoded(module)
+    while len(content) > RECORD_MAX_BYTES and any(alias.history for alias in module.aliases):
+        aliases = (
+            replace(alias, history=alias.history[(len(alias.history) + 1) // 2 :]) for alias in module.aliases
+        )
+        module = replace(module, aliases=tuple(aliases))
+        content = encoded(module)
+    return content
 
 
 def manifest_bytes(manifest: CubeManifest) -> bytes:

@@ -27,10 +27,21 @@ from memserve.domain import (
     Skipped,
     SkipReason,
 )
-from memserve.errors import InvalidField, MemserveError, NamespaceNotFound, VectorStoreUnavailable
+from memserve.errors import (
+    InvalidField,
+    MemserveError,
+    ModuleNotFound,
+    ModuleNotLive,
+    NamespaceNotFound,
+    OtherBase,
+    UnreadableRecord,
+    VectorStoreUnavailable,
+)
 from memserve.gateway.module_fit import ModuleFits
 from memserve.gateway.pinned import Pinned
+from memserve.gateway.steps.resolve import AnsweringModules, resolve_modules
 from memserve.gateway.tokenizer import ChatTokenizer
+from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.requests import fault_of_options
 from memserve.memory.texts.rules import QUERY_MAX_BYTES
@@ -41,6 +52,7 @@ from memserve.policy.recall.prompt import one_line, order_passages, reflections_
 
 WARN_EVERY_S = 10.0
 SKIPPED_MAX = 64
+NO_ROOM = "the conversation does not fit behind it"
 
 log = logging.getLogger("memserve.gateway.steps.recall")
 
@@ -64,6 +76,21 @@ class Recalled:
     def module(self) -> ModuleFit | None:
         """The module that was chosen for the question."""
         return next((fit for fit in self.module_fits if fit.chosen), None)
+
+    def without_module(self, why: str) -> Recalled:
+        """As where none was chosen. why: for a person."""
+        return replace(
+            self,
+            module_fits=tuple(
+                replace(fit, chosen=False, reason=why) if fit.chosen else fit for fit in self.module_fits
+            ),
+            parts=tuple(
+                replace(part, outcome=RecallOutcome.EMPTY, given=0)
+                if part.source is RecallSource.MODULES
+                else part
+                for part in self.parts
+            ),
+        )
 
 
 class Recall:
@@ -224,6 +251,27 @@ class Recall:
             detail = "it has one of the model's control tokens"
             skipped.append(skipped_as(memory, SkipReason.UNQUOTABLE, detail))
         return usable, skipped
+
+
+async def with_chosen(
+    memory: ParametricMemory,
+    request: GenerationRequest,
+    modules: AnsweringModules,
+    recalled: Recalled,
+    tenant: str,
+) -> tuple[GenerationRequest, AnsweringModules, Recalled]:
+    """All three with the module that was chosen for the question, or as they are where none was.
+
+    A module that is gone since it was looked at is left out: the caller did not ask for it.
+    modules: those that the request names. Raises as `resolve_modules` otherwise.
+    """
+    if recalled.module is None:
+        return request, modules, recalled
+    chosen = replace(request, modules=(chosen_use(recalled.module),))
+    try:
+        return chosen, await resolve_modules(memory, chosen, tenant), recalled
+    except (ModuleNotFound, ModuleNotLive, OtherBase, UnreadableRecord):
+        return request, modules, recalled.without_module("it was deleted a moment ago")
 
 
 def chosen_use(fit: ModuleFit) -> ModuleUse:

@@ -156,7 +156,7 @@ class Place:
     def _read(self, name: str) -> dict[str, str]:
         try:
             value = json.loads((self._folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return value if isinstance(value, dict) else {}
 

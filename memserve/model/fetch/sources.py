@@ -14,6 +14,10 @@ WEIGHTS = ".safetensors"
 SMALL = (".json", ".jinja", ".model", ".txt")
 # `additional_chat_templates/` and a sentence embedding model's `1_Pooling/` lie one folder down.
 DEPTH_MAX = 2
+# What else lies beside a model's directory (`place.py`). No model may be called so.
+OWN_NAMES = frozenset(
+    {"lock", "partial", "partial.json", "model.json", "manifest.json", "wheel", "wheel.part"}
+)
 FILES_MAX = 10_000
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://[^?#\s]+")
@@ -31,7 +35,7 @@ class Source:
     def model(self) -> str:
         """The last step, which the served model is called by."""
         last = re.sub(r"[^A-Za-z0-9._-]", "-", self.name.rstrip("/").rpartition("/")[2]).lstrip(".-")
-        return last[:100] or "model"
+        return f"{last}-model" if last in OWN_NAMES else last[:100] or "model"
 
     @property
     def key(self) -> str:

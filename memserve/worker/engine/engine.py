@@ -19,6 +19,7 @@ from memserve.domain.worker_calls import (
     PLACEHOLDER_TOKEN,
     SCORED_TOKENS_MAX,
     AnswerPart,
+    AppliedModule,
     ScoringRequest,
     TokenScores,
     WorkerRequest,
@@ -64,7 +65,7 @@ class Engine:
         sampling = request.sampling
         call, kv_digest = EngineCall(), ""
         async with contextlib.AsyncExitStack() as held:
-            for module in request.modules:
+            for module in in_one_order(request.modules):
                 row = KINDS[module.kind]
                 if row.has_strength and module.strength == 0:
                     continue
@@ -73,10 +74,11 @@ class Engine:
                 self.kinds[module.kind].apply(call, module.digest, folder, module.strength)
                 if row.changes_kv and (row.is_prefix or not kv_digest):
                     kv_digest = module.digest
-            placed = placed_behind(call, request)
+            check_place(call, request)
             self._check_vocabulary(request.token_ids)
             if turn is not None:
                 await held.enter_async_context(turn)
+            placed = placed_behind(call, request)
             owner = owner_parameters(request.tenant, kv_digest, store_whole_prompt=request.store_whole_prompt)
             params = SamplingParams(
                 max_tokens=sampling.max_tokens,
@@ -206,15 +208,19 @@ class Placed:
     extra_args: dict[str, Any] = field(default_factory=dict)
 
 
-def placed_behind(call: EngineCall, request: WorkerRequest) -> Placed:
-    """The request's prompt behind its cartridge or its soft prompt, if it has one.
+def in_one_order(modules: Sequence[AppliedModule]) -> list[AppliedModule]:
+    """In the same order for all requests: two that each hold what the other waits for would wait for ever."""
+    return sorted(modules, key=lambda module: KINDS[module.kind].number)
 
-    Raises ValueError for a prompt that does not leave it its place, and for both.
+
+def check_place(call: EngineCall, request: WorkerRequest) -> None:
+    """Raises ValueError for a prompt that does not leave its cartridge or its soft prompt a place, and for
+    both.
     """
     cartridge, soft_prompt = call.cartridge, call.soft_prompt
     prefix = cartridge or soft_prompt
     if prefix is None:
-        return Placed({"prompt_token_ids": list(request.token_ids), "cache_salt": request.cache_salt})
+        return
     if cartridge is not None and soft_prompt is not None:
         raise ValueError("modules: one cartridge or one soft prompt")
     placeholders = request.token_ids[: prefix.tokens]
@@ -224,13 +230,24 @@ def placed_behind(call: EngineCall, request: WorkerRequest) -> Placed:
             f"token_ids: with {kind} {prefix.digest}, {prefix.tokens} tokens {PLACEHOLDER_TOKEN} and more "
             "behind"
         )
+
+
+def placed_behind(call: EngineCall, request: WorkerRequest) -> Placed:
+    """The request's prompt behind its cartridge or its soft prompt, if it has one. See `check_place`.
+
+    Called when the request's turn has come: embeddings take a row for every token.
+    """
+    cartridge, soft_prompt = call.cartridge, call.soft_prompt
     if soft_prompt is not None:
         prompt = soft_prompt.prompt(request.token_ids, request.cache_salt)
         return Placed(prompt, extra_args={EMBEDDED_TOKENS: soft_prompt.tokens})
-    salt = prefix_salt(request.cache_salt, prefix.digest)
+    token_ids = list(request.token_ids)
+    if cartridge is None:
+        return Placed({"prompt_token_ids": token_ids, "cache_salt": request.cache_salt})
+    salt = prefix_salt(request.cache_salt, cartridge.digest)
     return Placed(
-        {"prompt_token_ids": list(request.token_ids), "cache_salt": salt},
-        {PREFIX: prefix_parameters(prefix.digest, prefix.tokens)},
+        {"prompt_token_ids": token_ids, "cache_salt": salt},
+        {PREFIX: prefix_parameters(cartridge.digest, cartridge.tokens)},
     )
 
 

@@ -207,6 +207,7 @@ class Room:
                 raise _Abandoned
             if digest in self.held:
                 return True
+            self._check_beside_pinned(digest, size_bytes)
             leaving: str | None = None
             while self._is_full(size_bytes):
                 if leaving is not None:  # Bytes are short, and one that leaves is not enough.
@@ -226,6 +227,18 @@ class Room:
                 raise
             self._sizes = {held: self._sizes.get(held, size_bytes) for held in self.held}
             return True
+
+    def _check_beside_pinned(self, digest: str, size_bytes: int) -> None:
+        """Raises ModuleRefused where there is no room beside the pinned modules. Nothing leaves then."""
+        if self._sized is None or self.held.keys() <= self.pinned:
+            return  # without others, `_set_to_leave` says so
+        pinned_bytes = sum(self._sizes.get(held, 0) for held in self.held.keys() & self.pinned)
+        if pinned_bytes + size_bytes > (most := self._sized.capacity_bytes):
+            rule = (
+                f"it takes {size_bytes} bytes, and pinned modules {pinned_bytes} of {most} "
+                f"(setting {self._sized.bytes_setting})"
+            )
+            raise ModuleRefused(digest, f"no room: {rule}")
 
     def _is_full(self, size_bytes: int) -> bool:
         """Whether there is no room for one more module of this size."""

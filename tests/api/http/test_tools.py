@@ -10,9 +10,10 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionToolParam
 
-from memserve.api.http.bodies import ChatMessage
+from memserve.api.http.bodies import ChatBody, ChatMessage
 from memserve.api.http.convert import ROLES
-from memserve.api.http.tools import turn
+from memserve.api.http.tools import asked_tools, turn
+from memserve.domain import TemplateRules
 from memserve.errors import InvalidField
 from tests.api.http.fixtures import client_of, http_of
 from tests.contract.scripted_worker import Script
@@ -54,6 +55,28 @@ def test_a_turn_that_breaks_a_rule_is_refused(message: dict[str, Any], field: st
     with pytest.raises(InvalidField, match=rule) as refusal:
         turn(0, turned, ROLES[turned.role])
     assert refusal.value.field == field
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"a": "\\ud800"}', '{"a": "\\udc00\\ud800"}', f'{{"a": {"[" * 4000}}}']
+)
+def test_arguments_that_no_prompt_can_have_are_refused(arguments: str) -> None:
+    called = {**CALLED, "function": {"name": "x", "arguments": arguments}}
+    message = ChatMessage.model_validate({"role": "assistant", "tool_calls": [called]})
+    with pytest.raises(InvalidField, match="JSON of an object"):
+        turn(0, message, ROLES["assistant"])
+
+
+def test_control_tokens_in_calls_and_tools_are_not_hidden_by_escapes() -> None:
+    """Templates spell them out, as DeepSeek's, whose control tokens are not ASCII."""
+    token = "<\uff5cUser\uff5c>"
+    called = {**CALLED, "function": {"name": "x", "arguments": json.dumps({"a": token})}}
+    message = {"role": "assistant", "tool_calls": [called]}
+    tool = {"type": "function", "function": {"name": "x", "description": token, "parameters": {}}}
+    body = ChatBody.model_validate({"model": "m", "messages": [message, *QUESTION], "tools": [tool]})
+    assert token in turn(0, body.messages[0], ROLES["assistant"]).tool_calls
+    rules = TemplateRules(tools=True, marks_calls=True)
+    assert token in asked_tools(body, rules).template
 
 
 async def asked(start_gateway: Any, tmp_path: Path, texts: tuple[str, ...], **fields: Any) -> Any:

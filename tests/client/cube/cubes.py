@@ -73,15 +73,15 @@ def write_cube(
     versions: Sequence[ModuleVersion] = (),
     sign: Path | None = None,
     changes: Mapping[str, Any] | None = None,
+    targets: tuple[TrafficShare, ...] = (TrafficShare(1, 1.0),),
 ) -> Path:
-    """changes: of the manifest."""
+    """changes: of the manifest. targets: of the alias of the module."""
     signer = Signer(sign) if sign is not None else None
     writer = CubeWriter(file)
     if namespaces:
         writer.begin(MEMORIES)
         writer.write(exported(namespaces))
     if versions:
-        targets = (TrafficShare(1, 1.0),)
         alias = CubeAlias(
             Alias("live", targets, 1, 1.5), (AliasChange(1, targets, 1.5, "me", "promote", "", False),)
         )

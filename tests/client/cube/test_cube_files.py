@@ -18,10 +18,11 @@ import pytest
 
 from memserve.client import CubeRefused, UsageError, read_cube
 from memserve.client.cube import zip_layout
-from memserve.client.cube.layout import END, is_entry_name
+from memserve.client.cube.layout import END, RECORD_MAX_BYTES, is_entry_name
 from memserve.client.cube.signing import new_keys
-from memserve.client.cube.values import CubeEntry
-from memserve.client.cube.writing import CubeWriter
+from memserve.client.cube.values import CubeAlias, CubeEntry, CubeModule
+from memserve.client.cube.writing import CubeWriter, manifest_bytes, module_record
+from memserve.domain import Alias, AliasChange, ModuleKind, TrafficShare
 from tests.client.cube.cubes import exported, version, write_cube
 
 NAMESPACES = {"notes": [f"m{number}" for number in range(40)], "empty": []}
@@ -226,9 +227,59 @@ def test_a_version_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
         ({"probes_digest": ""}, "is not what version.json names"),
         ({"rank": "4"}, "rank must be a whole number"),
         ({"sources": "x"}, "sources must be a list"),
+        ({"digest": "x"}, "no sha256"),
+        ({"parents": ("cd" * 32, "CD" * 32)}, "no sha256"),
     ):
         wrong = write_cube(file, {}, versions=[replace(version(), **changes)])
         assert why in refused(wrong).rule
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("created_s", "1e999", "no JSON"),
+        ("created_s", "1" + "0" * 400, "must be a number"),
+        ("created_s", "1e300", "must be seconds"),
+        ("created_s", "-1", "must be seconds"),
+        ("model", '"\\ud800"', "no JSON"),
+        ("namespaces", '{"notes": 1' + "0" * 30 + "}", "of 64 bits"),
+        *(("left_out", "[" * deep + "]" * deep, "") for deep in range(940, 1000, 2)),
+    ],
+)
+def test_values_that_no_cube_has_are_refused(field: str, value: str, why: str, tmp_path: Path) -> None:
+    """Each is JSON that some reader takes, and that something behind it would choke on."""
+    manifest = read_cube(write_cube(tmp_path / "x.cube", NAMESPACES)).manifest
+    fields = json.loads(manifest_bytes(manifest))
+    fields["manifest"][field] = "@"
+    content = json.dumps(fields).replace('"@"', value).encode()
+    assert why in hostile(tmp_path, lambda archive: archive.writestr(plain("cube.json"), content)).rule
+
+
+def test_an_alias_that_shares_nothing_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "x.cube"
+    for weights in ((0.0,), (0.0, 0.0), (-1.0, 1.0), (1e308, 1e308)):
+        targets = tuple(TrafficShare(number, weight) for number, weight in enumerate(weights, 1))
+        wrong = write_cube(file, {}, versions=[version()], targets=targets)
+        assert "weights" in refused(wrong).rule, weights
+
+
+def test_a_history_that_is_too_long_keeps_its_newest_changes() -> None:
+    """An export that could not be read again would be refused as a whole."""
+    change = AliasChange(1, (TrafficShare(1, 1.0),), 1.5, "me", "promote", "r" * 1000, False)
+    changes = tuple(replace(change, revision=number) for number in range(1, 20_001))
+    long = CubeAlias(Alias("live", (TrafficShare(1, 1.0),), 20_000, 1.5), changes)
+    record = module_record(CubeModule("tone", ModuleKind.LORA, (long, replace(long, history=changes[:3]))))
+    assert len(record) <= RECORD_MAX_BYTES
+    [kept, short] = json.loads(record)["aliases"]
+    assert kept["history"][-1]["revision"] == 20_000 and len(kept["history"]) >= 5_000
+    assert [each["revision"] for each in short["history"]][-1:] == [3]
+
+
+def test_a_memory_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    for namespaces in ({"\ud800": ["a"]}, {"notes": ["\udc00"]}):
+        assert refused(write_cube(tmp_path / "x.cube", namespaces)).field.startswith(
+            ("memories", "cube.json")
+        )
 
 
 def test_lines_that_are_no_export_are_refused(tmp_path: Path) -> None:
@@ -240,6 +291,10 @@ def test_lines_that_are_no_export_are_refused(tmp_path: Path) -> None:
         ([lines[0], lines[2], lines[1], lines[3]], "does not fit"),
         ([*lines, lines[1]], "after the end"),
         ([lines[0], b"{\n", *lines[2:]], "no JSON"),
+        ([lines[0], lines[1].replace(b'"notes"', b"[]"), *lines[2:]], "no namespace"),
+        ([lines[0], lines[1].replace(b'"a"', b"7"), *lines[2:]], "no namespace"),
+        ([lines[0], lines[1].replace(b'"versions"', b'"others"'), *lines[2:]], "is no memory"),
+        ([lines[0].replace(b'{"notes": 2}', b"[1]"), *lines[1:]], "no namespace"),
     ):
         writer = CubeWriter(tmp_path / "x.cube")
         writer.add("memories.jsonl", b"".join(changed))
@@ -268,6 +323,9 @@ def test_signatures(tmp_path: Path, cube: Path) -> None:
         write_cube(tmp_path / "z.cube", {}, sign=public)
     with pytest.raises(FileExistsError):
         new_keys(private, public)
+    with pytest.raises(FileExistsError):
+        new_keys(tmp_path / "half", public)
+    assert not (tmp_path / "half").exists() and read_cube(signed, public).is_verified
 
 
 def test_a_signature_does_not_fit_another_cube(tmp_path: Path) -> None:

@@ -122,8 +122,9 @@ def test_another_digest_is_refused_with_both(file: Path, data: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../up", "a/b", "", ".hidden", "-x", "x" * 65, "white space", "a\nb", "demo", "0" * 16, "smollm2", "é"],
-)
+    ["../up", "a/b", "", ".hidden", "-x", "x" * 65, "white space", "a\nb", "demo", "0" * 16, "smollm2", "é",
+     "lock", "partial", "model.json", "wheel"],
+)  # fmt: skip
 def test_a_name_that_is_a_path_or_memserves_own_is_refused(file: Path, data: Path, name: str) -> None:
     with pytest.raises(StartupError, match="name "):
         convert(conversion(file, name=name), data)

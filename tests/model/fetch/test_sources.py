@@ -22,6 +22,8 @@ from memserve.model.fetch.stores import FsspecStore
         ("memory://m", "m", False),
         ("file:///models/tiny", "tiny", False),
         ("https://host/..", "model", False),
+        ("org/partial", "partial-model", True),
+        ("s3://bucket/lock/", "lock-model", False),
     ],
 )
 def test_a_source_says_what_the_model_is_called(name: str, model: str, is_hub: bool) -> None:

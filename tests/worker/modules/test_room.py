@@ -378,3 +378,19 @@ async def test_a_module_of_too_many_bytes_is_refused_and_nothing_leaves_for_it(s
     with pytest.raises(ModuleRefused, match=r"all 1 modules are pinned \(setting prefix_host_bytes\)"):
         await sized.load(C, LORA)
     assert set(sized.held) == {A}
+
+
+async def test_a_module_that_does_not_fit_beside_the_pinned_ones_makes_nobody_leave(sized: Modules) -> None:
+    """Nor does it wait at the head of the line for what would not help."""
+    await sized.load(A, LORA, pin=True)
+    await sized.load(B, LORA)
+    refusal = r"takes 8 bytes, and pinned modules 4 of 10 \(setting prefix_host_bytes\)"
+    with pytest.raises(ModuleRefused, match=refusal):
+        await sized.load(C, LORA)
+    assert set(sized.held) == {A, B}
+    async with sized.using(B, LORA), asyncio.timeout(TIMEOUT_S):
+        with pytest.raises(ModuleRefused, match=refusal):
+            await sized.load(C, LORA)
+    sized.unpin(A, LORA)
+    await sized.load(C, LORA)
+    assert set(sized.held) == {C}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from memserve.config import Settings
 from memserve.domain import ModulePlace
+from memserve.errors import InvalidModule
 from memserve.model.architectures import no_lora_reason
 from memserve.model.files import ModelFiles
 from memserve.worker.modules.kinds.kind import EngineCall, refusal
@@ -121,7 +123,10 @@ def largest_change(base: dict[int, float], changed: dict[int, float]) -> float:
     When the likeliest token differs, that is a change of at least MIN_CHANGE.
 
     base, changed: log-probabilities of tokens, the likeliest token first.
+    Raises InvalidModule where those with the module are no numbers.
     """
+    if not all(map(math.isfinite, changed.values())):
+        raise InvalidModule("module", "makes log-probabilities that are no numbers: its values are too large")
     both = base.keys() & changed.keys()
     largest = max((abs(base[token] - changed[token]) for token in both), default=0.0)
     if next(iter(base)) != next(iter(changed)):
