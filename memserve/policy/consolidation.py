@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,8 +157,13 @@ def _are_alike(first: Memory, second: Memory) -> bool:
         and first.kind is second.kind
         and first.applies_when == second.applies_when
         and (first.valid_from_s, first.valid_until_s) == (second.valid_from_s, second.valid_until_s)
-        and dict(first.metadata) == dict(second.metadata)
+        and _metadata_of(first) == _metadata_of(second)
     )
+
+
+def _metadata_of(memory: Memory) -> str:
+    """JSON tells 1 from 1.0, from true and from "1"."""
+    return json.dumps(dict(memory.metadata), sort_keys=True)
 
 
 def _is_near(first: frozenset[str], second: frozenset[str]) -> bool:
@@ -189,7 +195,7 @@ def _summaries(namespace: str, groups: Sequence[_Group]) -> Iterator[Merge]:
                 reading.key[0],
                 memory.valid_from_s,
                 memory.valid_until_s,
-                tuple(sorted((name, str(value)) for name, value in memory.metadata.items())),
+                _metadata_of(memory),
             )
             by_subject[about].append((group, reading))
     for stated in by_subject.values():

@@ -4,8 +4,9 @@ In order, each step being kept in the registry before the next one begins:
 
 1. The erasure is kept, so that any gateway goes on with it. Distillations that read the memory are stopped.
 2. Aliases leave the versions that know it, and preloads of them are dropped: nothing new is answered with it.
-3. The texts go, with what was derived from them (`VectorMemory.erase`). What a derived one had superseded
-   comes back.
+3. The texts go, with what was derived from them (`VectorMemory.erase`), and consolidations that have them.
+   Then it is noted again that they are erased: nothing that has read them until then is published. What a
+   derived one had superseded comes back.
 4. The versions are deleted, with their content and probes. A version in use waits for its requests.
 5. Kept answers by these versions go. Workers forget KV, copies and checkpoints; then the KV in Redis goes.
 6. What could not be reached is tried again until it is done.
@@ -26,7 +27,7 @@ from memserve.domain import NamespaceErasure, Tenant
 from memserve.domain.lineage import Erasure, ErasureState
 from memserve.errors import MemserveError, UnreadableRecord
 from memserve.gateway.access.callers import Access
-from memserve.gateway.erasures.steps import ErasureSteps, planned_places
+from memserve.gateway.erasures.steps import ErasureSteps, planned_places, replaced_place
 from memserve.gateway.erasures.subject import ErasurePlans, Plan
 from memserve.memory.erasures.records import ErasureRecord
 from memserve.memory.erasures.store import KeptErasures
@@ -108,8 +109,7 @@ class Erasures:
                     yield last
                 last = erasure
                 await self._save(record)
-        record.done.add("texts")
-        record.erased_s = time.time()
+        await self._steps.texts_gone(tenant, record)
         await self._save(record)
         done = await self._finish(tenant, record)
         if last is not None:
@@ -162,6 +162,8 @@ class Erasures:
             versions=plan.versions,
             in_prompts=plan.in_prompts,
         )
+        if plan.replaced:
+            record.places["replaced"] = replaced_place(plan.replaced)
         self._steps.note_workers(record)
         await self._save(record)
         return record

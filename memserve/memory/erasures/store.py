@@ -69,11 +69,13 @@ class KeptErasures:
 
     async def erased_since(self, tenant: str, keys: Sequence[str], since_s: float) -> list[str]:
         """Those of these memories that were erased since then."""
-        if not keys:
-            return []
-        async with answering():
-            scores = await self._redis.zmscore(f"{_own(tenant)}:erased", list(keys))
-        return [key for key, at_s in zip(keys, scores, strict=True) if at_s is not None and at_s >= since_s]
+        erased: list[str] = []
+        for start in range(0, len(keys), ERASED_AT_ONCE):
+            some = list(keys[start : start + ERASED_AT_ONCE])
+            async with answering():
+                scores = await self._redis.zmscore(f"{_own(tenant)}:erased", some)
+            erased += [key for key, at_s in zip(some, scores, strict=True) if at_s and at_s >= since_s]
+        return erased
 
     async def get(self, tenant: str, erasure_id: str) -> ErasureRecord | None:
         """None: there is none, or it is no longer kept. Raises UnreadableRecord too."""
