@@ -57,6 +57,8 @@ PREFIX_SETTLES = 24
 DECIDE_MAX_S = 120.0
 FAILED_PAUSE_S = 10.0
 TURN_S = 1.5 * DECIDE_MAX_S
+NOT_SEEN = -1
+"""Of a change: it is decided again."""
 REFUSED_S = 86_400.0
 """A rung that a namespace could not be brought to is not tried again for so long."""
 
@@ -135,6 +137,10 @@ class LadderController:
                     await self._take_turn(name)
             except (MemserveError, TimeoutError) as error:
                 log.warning("the ladder of %s is looked at later: %s", name, str(error) or "it took too long")
+                self._not_before_s[name] = time.monotonic() + FAILED_PAUSE_S
+            except Exception as error:
+                # One tenant's figures must not keep the others' facts from being taken down.
+                log.error("the ladder of %s failed; it is looked at later", name, exc_info=error)
                 self._not_before_s[name] = time.monotonic() + FAILED_PAUSE_S
         self._show(list(records.values()))
 
@@ -231,6 +237,8 @@ class LadderController:
                 outcome = await self._hands.carry_out(tenant, standing, decision, record)
             except MemserveError as error:
                 outcome = f"not done: {error}"
+                if standing.subject.outdated:
+                    record.sequence = NOT_SEEN  # requests still reach it: it is tried again in a moment
                 self._refuse(record, decision.subject, decision.to_rung, str(error), now_s)
             else:
                 self._count(record, decision, is_trained=decision.subject in trained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from contextlib import aclosing
@@ -23,6 +24,15 @@ log = logging.getLogger("memserve.gateway.ladder")
 NOTES = "made by the ladder"
 NAME_MAX = 64
 REASON_MAX = 1000
+
+
+def module_name(namespace: str, rung: Rung) -> str:
+    """Of what is distilled of a namespace. No two namespaces have one."""
+    name = f"{namespace}-{rung}"
+    if len(name) <= NAME_MAX:
+        return name
+    digest = hashlib.sha256(namespace.encode()).hexdigest()[:8]
+    return f"{namespace[: NAME_MAX - len(digest) - len(rung) - 2]}-{digest}-{rung}"
 
 
 class LadderHands:
@@ -128,7 +138,7 @@ class LadderHands:
         namespace = standing.subject.name
         name = next(
             (module.version.module for module in standing.modules if module.rung is rung),
-            f"{namespace[: NAME_MAX - 12]}-{rung}",
+            module_name(namespace, rung),
         )
         distillation = Distillation(name, DistilChoice((namespace,)), KIND_OF_RUNG[rung], notes=NOTES)
         # What would be refused is refused now.
