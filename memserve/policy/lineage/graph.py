@@ -160,7 +160,9 @@ def kind_of(name: str) -> LineageKind:
 
 
 def memory_node(name: MemoryVersionName, memories: Memories) -> LineageNode:
-    known = memories.get(name.memory)
+    if name.memory not in memories:
+        return LineageNode(f"memory:{name}", LineageKind.MEMORY, LineageState.UNKNOWN, "not looked up")
+    known = memories[name.memory]
     if known is None:
         return LineageNode(
             f"memory:{name}", LineageKind.MEMORY, LineageState.GONE, "no memory has this name any more"
