@@ -160,7 +160,6 @@ class Erasures:
             memories=plan.subject.memories,
             superseded=plan.superseded,
             versions=plan.versions,
-            in_prompts=plan.in_prompts,
         )
         if plan.replaced:
             record.places["replaced"] = replaced_place(plan.replaced)

@@ -124,15 +124,12 @@ class ErasureSteps:
             await self._take_out(tenant, record)
         await self._versions(tenant, record, pending)
         await self._kept_answers(tenant, record, pending)
-        was_read = await self._was_read(tenant, record)
-        if record.in_prompts or record.versions or not record.memories or was_read:
-            free = await self._free_versions(record)
-            told = await self._workers.tell(record, _all_keys(record), free, time.time())
-            self._note_told(record, told, pending)
-            await self._redis(tenant, record, pending, more=told.workers > 0)
-        elif "kv" not in record.places:
-            record.places["kv"] = ErasedPlace("kv", 0, "it was in no prompt")
-            record.workers.clear()
+        await self._plans_of_jobs(tenant, record)
+        # Whatever its uses say: pinned prefixes, surprise gates and consolidations put it into prompts too.
+        free = await self._free_versions(record)
+        told = await self._workers.tell(record, _all_keys(record), free, time.time())
+        self._note_told(record, told, pending)
+        await self._redis(tenant, record, pending, more=told.workers > 0)
         detail = "cubes and exports that were made before are not reached"
         record.places["exports"] = ErasedPlace("exports", 0, detail)
         if retraining := record.erasure.retraining:
@@ -140,19 +137,11 @@ class ErasureSteps:
             record.places["retraining"] = ErasedPlace("retraining", len(retraining), detail)
         return pending
 
-    async def _was_read(self, tenant: Tenant, record: ErasureRecord) -> bool:
-        """Whether a distillation may have read it: its plan goes, and workers may have its checkpoint."""
+    async def _plans_of_jobs(self, tenant: Tenant, record: ErasureRecord) -> None:
         forgotten = await self._modules.store.forget_plans(tenant.name)
         if forgotten:
             detail = "plans of distillations, whose examples may be of it"
             merged(record.places, ErasedPlace("plans", forgotten, detail))
-        namespaces = {namespace for namespace, _ in record.memories}
-        for kept in await self._modules.store.distillations(tenant.name):
-            choice = kept.asked.choice
-            read = {*choice.namespaces, *(namespace for namespace, _ in choice.memories)}
-            if kept.asked.from_reference or not namespaces.isdisjoint(read):
-                return True
-        return False
 
     async def _versions(self, tenant: Tenant, record: ErasureRecord, pending: list[str]) -> None:
         if not record.versions or "versions" in record.done:
@@ -301,8 +290,7 @@ def planned_places(plan: Plan) -> tuple[ErasedPlace, ...]:
     ]
     if plan.replaced:
         places.append(replaced_place(plan.replaced))
-    kv = "all KV of the tenant, in Redis and on workers" if plan.in_prompts or plan.retired else "none of it"
-    return (*places, ErasedPlace("kv", 0, kv))
+    return (*places, ErasedPlace("kv", 0, "all KV of the tenant, in Redis and on workers"))
 
 
 def _subject(record: ErasureRecord) -> Subject:

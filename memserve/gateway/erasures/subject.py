@@ -13,8 +13,6 @@ from memserve.memory.erasures.records import RetiredVersion
 from memserve.memory.modules.registry.aliases import AliasRef
 from memserve.memory.modules.registry.store import ModuleStore
 from memserve.memory.texts.memory import VectorMemory
-from memserve.memory.texts.records import memory_key
-from memserve.memory.texts.uses import UseLedger
 from memserve.policy.lineage.graph import KnownMemory
 from memserve.policy.lineage.retiring import deletion_order, moved_alias, retrainings
 from memserve.policy.lineage.sources import Versions
@@ -44,7 +42,6 @@ class Plan:
     """Memories whose place a derived one had taken: they come back."""
     replaced: tuple[tuple[str, str], ...] = ()
     """Memories whose place the erased one itself had taken: they keep their texts."""
-    in_prompts: bool = True
     retired: tuple[ModuleVersion, ...] = ()
     aliases: tuple[MovedAlias, ...] = ()
     retraining: tuple[Retraining, ...] = ()
@@ -69,13 +66,10 @@ def taken_by(memory: Memory) -> tuple[str, str] | None:
 class ErasurePlans:
     """Reads what an erasure reaches. Changes nothing."""
 
-    def __init__(
-        self, records: LineageRecords, store: ModuleStore, texts: VectorMemory, ledger: UseLedger
-    ) -> None:
+    def __init__(self, records: LineageRecords, store: ModuleStore, texts: VectorMemory) -> None:
         self._records = records
         self._store = store
         self._texts = texts
-        self._ledger = ledger
 
     async def of_memory(self, tenant: str, namespace: str, memory_id: str, now_s: float) -> Plan:
         """Raises NamespaceNotFound, MemoryNotFound, and InvalidField where too much was derived from it."""
@@ -145,7 +139,6 @@ class ErasurePlans:
             subject=subject,
             superseded=superseded,
             replaced=replaced,
-            in_prompts=await self._were_in_prompts(tenant, subject),
             retired=tuple(deletion_order(retired)),
             aliases=tuple(await self.moved(tenant, modules, every, retired)),
             retraining=tuple(retrainings(retired, subject.has, now_s)),
@@ -191,18 +184,6 @@ class ErasurePlans:
             if by in gone:
                 (replaced if by == subject.memories[-1] else back).append(name)
         return tuple(back), tuple(replaced)
-
-    async def _were_in_prompts(self, tenant: str, subject: Subject) -> bool:
-        """Whether KV may have been computed with one of them. Of a namespace that is taken for granted."""
-        if not subject.memories:
-            return True
-        memories = [
-            Memory(memory_id, namespace, "", "", (), 0.0) for namespace, memory_id in subject.memories
-        ]
-        counted = await self._ledger.read(tenant, memories)
-        if any(each.uses for each in counted.values()):
-            return True
-        return any(self._ledger.has_waiting(tenant, memory_key(tenant, *memory.name)) for memory in memories)
 
     async def _history(self, ref: AliasRef) -> list[AliasChange]:
         """The newest HISTORY_MAX changes, oldest first."""

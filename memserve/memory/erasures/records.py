@@ -38,8 +38,6 @@ class ErasureRecord:
     restored: int = 0
     """How many of them are back."""
     versions: tuple[RetiredVersion, ...] = ()
-    in_prompts: bool = False
-    """Whether KV may have been computed with one of the memories."""
     done: set[str] = field(default_factory=set)
     """Names of steps."""
     erased_s: float = 0.0

@@ -24,12 +24,14 @@ from memserve.errors import InvalidField
 from memserve.gateway.assembly import services_of
 from memserve.gateway.modules.composition import Composition
 from memserve.gateway.modules.progress import Step
+from memserve.kv.ledger.records import Owner
 from memserve.memory.texts.records import Record
 from tests.gateway.erasures.test_erasures import FACTS, made_of, numbers, town
 from tests.gateway.modules.publishing import failure_of
 from tests.gateway.modules.test_distillation import TOWN
 from tests.gateway.modules.test_distillation import town as distilled_town
 from tests.gateway.running import RunningGateway, eventually, until
+from tests.gateway.test_prefixes import TEXT, members, store
 
 VELMORA = {
     "v1": "The founder of Velmora is Ida Kern.",
@@ -198,6 +200,19 @@ async def test_a_composition_of_a_version_that_is_erased_meanwhile_is_refused(
             pass
     assert (await failure_of(client.modules.get("both"))).code is grpc.StatusCode.NOT_FOUND
     assert await numbers(client, "codes") == [1]
+
+
+async def test_kv_goes_also_where_no_answer_is_known_to_have_used_it(
+    gateway: RunningGateway, client: AsyncClient
+) -> None:
+    """As a pinned prefix that was computed ahead, and what a surprise gate or a consolidation has asked."""
+    await town(client)
+    store(gateway.redis, members(gateway, TEXT), Owner("default"))
+    plan = await client.lineage.plan_erasure("town", "m0")
+    assert "all KV" in {place.place: place.detail for place in plan.places}["kv"]
+    await client.lineage.erase("town", "m0")
+    assert (await client.activation.usage()).chunks == 0
+    assert all(worker.forgotten for worker in gateway.workers)
 
 
 async def test_plans_of_distillations_keep_no_text_of_it(
