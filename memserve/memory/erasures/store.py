@@ -111,8 +111,13 @@ class KeptErasures:
         async with answering():
             await self._redis.delete(f"{PREFIX}turn:{erasure_id}")
 
+    async def postpone(self, tenant: str, erasure_id: str, until_s: float) -> None:
+        """Nobody goes on with it before."""
+        async with answering():
+            await self._redis.zadd(PENDING, {json.dumps([tenant, erasure_id]): until_s})
+
     async def forget(self, tenant: str, erasure_id: str) -> None:
-        """For a record that cannot be read any more."""
+        """For one whose record is gone, or that is too many."""
         own = _own(tenant)
         async with answering(), self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hdel(f"{own}:records", erasure_id)

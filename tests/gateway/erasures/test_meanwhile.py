@@ -40,14 +40,11 @@ VELMORA = {
 }
 
 
-async def registry_has(gateway: RunningGateway, text: str) -> list[str]:
-    """Keys of the registry whose value has the text. The journal and the log of it are not looked at."""
-    client, found = gateway.redis.client, []
-    for key in client.scan_iter(count=1000):
-        if b"consolidations" in key or b"distillations" in key:
-            value = json.dumps({k.decode(): v.decode() for k, v in client.hgetall(key).items()})
-            found += [key.decode()] if text in value else []
-    return found
+async def registry_has(gateway: RunningGateway, text: str) -> bool:
+    """Whether consolidations or distillations that the registry keeps have the text."""
+    store = gateway.parts.modules.store
+    kept = [*await store.consolidations("default"), *await store.distillations("default")]
+    return text in repr(kept)
 
 
 async def consolidated(gateway: RunningGateway) -> str:
@@ -136,6 +133,60 @@ async def test_a_namespace_whose_deletion_was_cut_off_is_deleted(
     assert [memory.memory_id for memory in page.memories] == ["new"]
     checked = await client.lineage.check_erasure("e" * 32)
     assert [place.place for place in checked.places if place.removed] == []
+
+
+async def test_an_erasure_that_a_newer_memserve_has_written_is_left_to_it(
+    gateway: RunningGateway, client: AsyncClient
+) -> None:
+    await town(client)
+    erased = await client.lineage.erase("town", "m1")
+    kept = gateway.parts.erasures
+    record = await kept.get("default", erased.erasure_id)
+    assert record is not None
+    record.erasure = replace(record.erasure, state=ErasureState.PENDING, erasure_id="d" * 32)
+    record.memories, record.done, record.erased_s = (("town", "m0"),), set(), 0.0
+    await kept.save(record, time.time(), again_s=60.0)
+    registry = gateway.redis.client
+    [records] = list(registry.scan_iter("memserve:erasures:*:records"))
+    readable = registry.hget(records, "d" * 32)
+    registry.hset(records, "d" * 32, json.dumps({"tenant": 5}))
+    await kept.postpone("default", "d" * 32, 0.0)
+    await asyncio.sleep(1.5)
+    assert registry.hexists(records, "d" * 32)
+    assert (await client.get_memory("town", "m0")).text == FACTS["m0"]
+    registry.hset(records, "d" * 32, readable)
+    await kept.postpone("default", "d" * 32, 0.0)
+
+    async def is_gone() -> bool:
+        return "m0" not in {memory.memory_id for memory in (await client.list_memories("town")).memories}
+
+    await eventually(is_gone)
+
+
+async def test_a_long_erasure_keeps_its_turn(
+    gateway: RunningGateway, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await town(client)
+    monkeypatch.setattr("memserve.gateway.erasures.erasures.TURN_S", 0.4)
+    calls: list[str] = []
+    inside = asyncio.Event()
+
+    async def waits(tenant: str, record: Record) -> ErasedPlace:
+        calls.append(record.memory.memory_id)
+        [erasure_id] = [each.erasure_id for each in await client.lineage.erasures()]
+        # Its turn is nearly over, and it is due.
+        await gateway.parts.erasures.end_turn(erasure_id)
+        await gateway.parts.erasures.postpone("default", erasure_id, 0.0)
+        await asyncio.sleep(0.3)
+        assert not await gateway.parts.erasures.take_turn(erasure_id, "another gateway")
+        await asyncio.sleep(1.5)
+        inside.set()
+        return ErasedPlace("hook", 0, "")
+
+    gateway.parts.texts.erasers.append(waits)
+    erased = await client.lineage.erase("town", "m0")
+    assert erased.state is ErasureState.DONE and inside.is_set() and calls == ["m0"]
+    assert {place.place: place.removed for place in erased.places}["index"] == 1
 
 
 async def test_a_distillation_that_begins_while_it_is_erased_is_not_published(
