@@ -13,8 +13,8 @@ import pytest
 from memserve.config import Settings
 from memserve.domain import ModuleVersion
 from memserve.domain.ladder import LadderAction, LadderReport, Rung
-from memserve.errors import UnreadableRecord
-from memserve.gateway.ladder.controller import order_of
+from memserve.errors import InvalidField, NoWorker, UnreadableRecord
+from memserve.gateway.ladder.controller import order_of, refused_s
 from memserve.gateway.ladder.hands import module_name
 from memserve.gateway.ladder.record import LadderRecord, NamespaceRecord, decode
 from memserve.gateway.ladder.standing import NAMESPACES_MAX
@@ -223,6 +223,11 @@ def test_no_two_namespaces_have_one_module() -> None:
     names = {module_name(namespace, Rung.CARTRIDGE) for namespace in (f"{long}a", f"{long}b", "n")}
     assert len(names) == 3 and all(len(name) <= 64 for name in names)
     assert module_name("town", Rung.LORA) == "town-lora"
+
+
+def test_what_comes_back_is_waited_for_minutes_and_what_was_refused_a_day() -> None:
+    assert refused_s(NoWorker("no worker is ready")) == 600
+    assert refused_s(InvalidField("memories", "state 2 facts")) == 86_400
 
 
 async def test_a_full_audit_stops_it(start_gateway: StartGateway) -> None:

@@ -52,7 +52,7 @@ class LadderHands:
         self._background = background
         self._watched: set[tuple[str, str, Rung]] = set()
         """Tenants, namespaces and rungs whose distillation is followed here."""
-        self._failed: dict[tuple[str, str, Rung], str] = {}
+        self._failed: dict[tuple[str, str, Rung], MemserveError] = {}
 
     async def carry_out(
         self, tenant: Tenant, standing: Standing, decision: LadderDecision, record: LadderRecord
@@ -73,7 +73,7 @@ class LadderHands:
         """Whether a distillation that was begun here has come to nothing, and is not told yet."""
         return any(key[0] == tenant for key in self._failed)
 
-    def failures(self, tenant: str) -> dict[tuple[str, Rung], str]:
+    def failures(self, tenant: str) -> dict[tuple[str, Rung], MemserveError]:
         """Why distillations that were begun here came to nothing, by namespace and rung. Told once."""
         ended = [key for key in self._failed if key[0] == tenant]
         return {(namespace, rung): self._failed.pop((of, namespace, rung)) for of, namespace, rung in ended}
@@ -162,6 +162,6 @@ class LadderHands:
                     if isinstance(event, ModuleVersion):
                         log.info("%s is a candidate of the ladder", event.reference)
         except MemserveError as error:
-            self._failed[(tenant.name, namespace, rung)] = str(error)
+            self._failed[(tenant.name, namespace, rung)] = error
         finally:
             self._watched.discard((tenant.name, namespace, rung))

@@ -112,9 +112,9 @@ class KeptErasures:
             await self._redis.delete(f"{PREFIX}turn:{erasure_id}")
 
     async def postpone(self, tenant: str, erasure_id: str, until_s: float) -> None:
-        """Nobody goes on with it before."""
+        """Nobody goes on with it before, where it is still to be gone on with."""
         async with answering():
-            await self._redis.zadd(PENDING, {json.dumps([tenant, erasure_id]): until_s})
+            await self._redis.zadd(PENDING, {json.dumps([tenant, erasure_id]): until_s}, xx=True)
 
     async def forget(self, tenant: str, erasure_id: str) -> None:
         """For one whose record is gone, or that is too many."""
