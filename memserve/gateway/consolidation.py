@@ -212,7 +212,8 @@ class Consolidations:
         plan = replace(known.plan, merges=done.merges, left_alone=(*known.plan.left_alone, *done.left_alone))
         ended = replace(known, state=ConsolidationState.ACCEPTED, plan=plan)
         if not done.merges:
-            reason = "its memories were all written since it was planned"
+            why = next((each.reason for each in reversed(done.left_alone)), "is gone")
+            reason = f"no memory has changed, because one {why}"
             ended = replace(ended, state=ConsolidationState.FAILED, reason=reason)
         await self.store.keep_consolidation(
             tenant.name, tenant.principal, ended, ConsolidationState.ACCEPTING

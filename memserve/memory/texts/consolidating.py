@@ -141,9 +141,7 @@ def _sorted(merges: Sequence[Merge], records: Records) -> tuple[list[Merge], lis
         if changed:
             left += [LeftAlone(each, "was written since the consolidation was planned") for each in changed]
         elif len(_derived_links(merge, [records[each].memory for each in wanted])) > LINKS_MAX:
-            left += [
-                LeftAlone(each, f"one memory has no room for more than {LINKS_MAX} links") for each in wanted
-            ]
+            left += [LeftAlone(each, "has no room for the links of all") for each in wanted]
         else:
             fit.append(merge)
     return done, fit, left
