@@ -67,6 +67,12 @@ class ConsolidationPlan:
         """How many live memories fewer there would be."""
         return sum(len(each.sources) - (each.version == 0) for each in self.merges)
 
+    @property
+    def memory_ids(self) -> frozenset[str]:
+        """Of the memories whose texts are in it."""
+        named = (source.memory_id for merge in self.merges for source in merge.sources)
+        return frozenset((*named, *(merge.memory_id for merge in self.merges)))
+
 
 @dataclass(frozen=True, slots=True)
 class ConsolidationProbes:

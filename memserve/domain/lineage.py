@@ -11,7 +11,9 @@ from memserve.domain.memories import ErasedPlace
 from memserve.domain.modules import TrafficShare
 from memserve.domain.open_enum import OpenEnum
 
-_SOURCE = re.compile(r"memory:([a-z0-9][a-z0-9._-]*)/([A-Za-z0-9][A-Za-z0-9._:-]*)@([1-9][0-9]{0,8})")
+_SOURCE = re.compile(
+    r"(?<!\w)memory:([a-z0-9][a-z0-9._-]*)/([A-Za-z0-9][A-Za-z0-9._:-]*)@([1-9][0-9]{0,8})(?!\w)"
+)
 
 
 class LineageKind(OpenEnum):
@@ -59,15 +61,14 @@ def source_of(name: MemoryVersionName) -> str:
 
 
 def memories_of(sources: Iterable[str]) -> tuple[MemoryVersionName, ...]:
-    """The memories that a version's sources name. One line may name several, with spaces between.
+    """The memories that a version's sources name. One line may name several, with spaces or marks between.
 
     Other sources, which a publisher has written for people, are passed over.
     """
     names = []
     for line in sources:
-        for word in line.split():
-            if match := _SOURCE.fullmatch(word):
-                names.append(MemoryVersionName(match[1], match[2], int(match[3])))
+        for match in _SOURCE.finditer(line):
+            names.append(MemoryVersionName(match[1], match[2], int(match[3])))
     return tuple(dict.fromkeys(names))
 
 

@@ -259,11 +259,13 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         placement=placement,
         lifecycle=lifecycle,
         deletion=deletion,
-        composition=ModuleComposition(memory, pool, trial),
+        composition=ModuleComposition(memory, pool, trial, parts.erasures, deletion),
         distillation=distillation,
         ladder=_ladder(parts, pinned, warm_pinned, hands, access),
         canaries=_canaries(parts, access, gatekeeper),
-        consolidations=Consolidations(parts.texts, memory.store, _gate(parts), parts.tokenizing),
+        consolidations=Consolidations(
+            parts.texts, memory.store, _gate(parts), parts.tokenizing, parts.erasures
+        ),
         explanations=_explanations(parts, scoring),
         scoring=scoring,
         lineage=lineage,

@@ -36,8 +36,10 @@ from memserve.domain import (
 )
 from memserve.errors import InvalidField, InvalidModule, MemserveError, NoWorker
 from memserve.gateway.modules.progress import Step
+from memserve.memory.erasures.store import KeptErasures
 from memserve.memory.modules.registry.consolidations import ConsolidationRecords
 from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.records import memory_key
 from memserve.memory.texts.requests import ListQuery
 from memserve.policy import consolidation as policy
 from memserve.policy.consolidation import MOST_MEMORIES, OF_OTHERS, Question
@@ -116,12 +118,18 @@ class Consolidations:
     """For all tenants."""
 
     def __init__(
-        self, texts: VectorMemory, store: ConsolidationRecords, gate: AsksModel, threads: FairThreads
+        self,
+        texts: VectorMemory,
+        store: ConsolidationRecords,
+        gate: AsksModel,
+        threads: FairThreads,
+        erasures: KeptErasures,
     ) -> None:
         self._texts = texts
         self.store = store
         self._gate = gate
         self._threads = threads
+        self._erasures = erasures
 
     async def plan(self, tenant: Tenant, namespace: str, options: ConsolidationOptions) -> ConsolidationPlan:
         """What would become of the namespace. Raises NamespaceNotFound, and InvalidField for an empty one."""
@@ -136,6 +144,7 @@ class Consolidations:
         """
         if not LEAST_BUDGET_S <= options.budget_s <= MOST_BUDGET_S:
             raise InvalidField("budget_s", f"must be from {LEAST_BUDGET_S:g} to {MOST_BUDGET_S:g}")
+        begun_s = time.time()
         plan, memories = await self._planned(tenant, namespace, options)
         if not plan.merges:
             raise InvalidField(
@@ -161,7 +170,9 @@ class Consolidations:
         else:
             why = next((each.reason for each in reversed(trial.plan.left_alone)), "")
             tried = replace(tried, reason=f"no merge has passed its probes, the last one because {why}")
-        yield await self._keep(tenant, tried)
+        kept = await self._keep(tenant, tried)
+        await self._require_kept(tenant, kept, begun_s)
+        yield kept
 
     async def _tried(self, tenant: Tenant, trial: _Trial) -> AsyncGenerator[Step, None]:
         """Ask, and drop merges that lose an answer, until what is left loses none."""
@@ -201,12 +212,15 @@ class Consolidations:
         plan = replace(known.plan, merges=done.merges, left_alone=(*known.plan.left_alone, *done.left_alone))
         ended = replace(known, state=ConsolidationState.ACCEPTED, plan=plan)
         if not done.merges:
-            reason = "its memories were all written since it was planned"
+            why = next((each.reason for each in reversed(done.left_alone)), "is gone")
+            reason = f"no memory has changed, because one {why}"
             ended = replace(ended, state=ConsolidationState.FAILED, reason=reason)
         await self.store.keep_consolidation(
             tenant.name, tenant.principal, ended, ConsolidationState.ACCEPTING
         )
-        return (await self.store.consolidations(tenant.name, namespace) or [ended])[0]
+        newest = await self.store.consolidations(tenant.name, namespace)
+        # A new one may have been tried meanwhile.
+        return next((each for each in newest if each.consolidation_id == known.consolidation_id), ended)
 
     async def reject(self, tenant: Tenant, namespace: str, consolidation_id: str) -> Consolidation:
         """Take the candidate away. Raises InvalidField where there is no such candidate."""
@@ -236,6 +250,15 @@ class Consolidations:
     async def _keep(self, tenant: Tenant, tried: Consolidation) -> Consolidation:
         await self.store.keep_consolidation(tenant.name, tenant.principal, tried)
         return replace(tried, at_s=time.time())
+
+    async def _require_kept(self, tenant: Tenant, tried: Consolidation, begun_s: float) -> None:
+        """Raises InvalidField where a memory was erased since then whose text it has. Then it goes."""
+        namespace = tried.plan.namespace
+        names = [(namespace, memory_id) for memory_id in ("", *sorted(tried.plan.memory_ids))]
+        keys = [memory_key(tenant.name, *name) for name in names]
+        if await self._erasures.erased_since(tenant.name, keys, begun_s):
+            await self.store.forget_consolidations(tenant.name, names)
+            raise InvalidField("namespace", "one of its memories was erased meanwhile; consolidate it again")
 
     async def _planned(
         self, tenant: Tenant, namespace: str, options: ConsolidationOptions

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +47,8 @@ MOST_WRITES = 128
 """Memories that change when a consolidation is accepted: the journal takes so many in one step."""
 COMPARED_SHARE = 0.4
 """Two memories with fewer common words, of those of the longer one, are not compared."""
+_WORD = re.compile(r"\w+")
+_MARKED = re.compile(r"[^\W\d_]\d|\d[^\W\d_]|[a-z][A-Z]")
 MERGED_KINDS = (MemoryKind.FACT, MemoryKind.PROCEDURE)
 
 
@@ -104,12 +108,10 @@ def _left_alone(memories: Sequence[Memory]) -> dict[str, str]:
     stated: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for memory in memories:
         for reading in readings_of(memory.text):
-            stated[reading.key].setdefault(reading.value.casefold(), memory.memory_id)
+            stated[reading.key].setdefault(_spelt(reading.value), memory.memory_id)
     for memory in memories:
         for reading in readings_of(memory.text):
-            others = [
-                each for value, each in stated[reading.key].items() if value != reading.value.casefold()
-            ]
+            others = [each for value, each in stated[reading.key].items() if value != _spelt(reading.value)]
             if others:
                 reasons.setdefault(memory.memory_id, f"contradicts {others[0]}")
     for first, second in contradictions(memories):
@@ -156,8 +158,28 @@ def _are_alike(first: Memory, second: Memory) -> bool:
         and first.kind is second.kind
         and first.applies_when == second.applies_when
         and (first.valid_from_s, first.valid_until_s) == (second.valid_from_s, second.valid_until_s)
-        and dict(first.metadata) == dict(second.metadata)
+        and _metadata_of(first) == _metadata_of(second)
     )
+
+
+def _spelt(value: str) -> str:
+    """In lower case, but for words whose case says something."""
+    return _WORD.sub(lambda word: word[0] if _is_marked(word[0]) else word[0].casefold(), value)
+
+
+def _marked(text: str) -> list[str]:
+    """Words whose case says something: another spelling of a code is another code."""
+    return sorted(filter(_is_marked, _WORD.findall(text)))
+
+
+def _is_marked(word: str) -> bool:
+    """Whether it has letters and digits, or a capital behind a small letter."""
+    return bool(_MARKED.search(word))
+
+
+def _metadata_of(memory: Memory) -> str:
+    """JSON tells 1 from 1.0, from true and from "1"."""
+    return json.dumps(dict(memory.metadata), sort_keys=True)
 
 
 def _is_near(first: frozenset[str], second: frozenset[str]) -> bool:
@@ -167,14 +189,18 @@ def _is_near(first: frozenset[str], second: frozenset[str]) -> bool:
 def _say_the_same(first: Memory, second: Memory) -> bool:
     one, other = _fact_of(first.text), _fact_of(second.text)
     if one and other and one.key == other.key:
-        return one.value.casefold() == other.value.casefold()
+        return _spelt(one.value) == _spelt(other.value)
+    if _marked(first.text) != _marked(second.text):
+        return False
+    if len(sentences(first.text)) > 1 and words_of(first.text) != words_of(second.text):
+        return False  # steps in another order
     overlap = word_overlap(first.text, second.text)
     found = findings_of(second, [Candidate(first, None, overlap)])
     if not any(each.kind is FindingKind.DUPLICATE for each in found):
         return False
-    stated = {reading.key: reading.value.casefold() for reading in readings_of(first.text)}
+    stated = {reading.key: _spelt(reading.value) for reading in readings_of(first.text)}
     return all(
-        stated.get(reading.key, reading.value.casefold()) == reading.value.casefold()
+        stated.get(reading.key, _spelt(reading.value)) == _spelt(reading.value)
         for reading in readings_of(second.text)
     )
 
@@ -189,7 +215,7 @@ def _summaries(namespace: str, groups: Sequence[_Group]) -> Iterator[Merge]:
                 reading.key[0],
                 memory.valid_from_s,
                 memory.valid_until_s,
-                tuple(sorted((name, str(value)) for name, value in memory.metadata.items())),
+                _metadata_of(memory),
             )
             by_subject[about].append((group, reading))
     for stated in by_subject.values():
@@ -256,7 +282,12 @@ def missing_values(text: str, sources: Sequence[Memory]) -> list[str]:
     """Values that the sources state, and the text does not say."""
     said = text.casefold()
     stated = (reading.value for source in sources for reading in readings_of(source.text))
-    return list(dict.fromkeys(value for value in stated if value.casefold() not in said))
+    marked = set(_marked(text))
+    return list(
+        dict.fromkeys(
+            value for value in stated if value.casefold() not in said or not marked.issuperset(_marked(value))
+        )
+    )
 
 
 def says_the_same(text: str, sources: Sequence[Memory]) -> bool:
@@ -264,9 +295,9 @@ def says_the_same(text: str, sources: Sequence[Memory]) -> bool:
     if not 0 < len(text) <= MOST_SUMMARY_CHARS or missing_values(text, sources):
         return False
     stated = {
-        reading.key: reading.value.casefold() for source in sources for reading in readings_of(source.text)
+        reading.key: _spelt(reading.value) for source in sources for reading in readings_of(source.text)
     }
-    return all(stated.get(reading.key) == reading.value.casefold() for reading in readings_of(text))
+    return all(stated.get(reading.key) == _spelt(reading.value) for reading in readings_of(text))
 
 
 def _that_fit(merges: Sequence[Merge]) -> Iterator[Merge]:

@@ -12,6 +12,8 @@ import pytest_asyncio
 from memserve.client import AsyncClient
 from memserve.domain import (
     ConsolidationState,
+    Link,
+    LinkKind,
     MemoryState,
     Merge,
     MergedMemory,
@@ -118,6 +120,24 @@ async def test_memories_that_were_written_meanwhile_are_left_alone(gateway: Runn
         await client.forget("town", memory_id)
     nothing = await client.decide_consolidation("town", accept=True)
     assert nothing.state is ConsolidationState.FAILED
+
+
+async def test_a_merge_whose_memories_were_derived_from_more_than_fits_is_left_alone(
+    gateway: RunningGateway,
+) -> None:
+    """An erasure follows these links, so that none of them may be lost."""
+    client = gateway.client
+    for memory_id in ("g1", "g2"):
+        links = [Link(LinkKind.DERIVED_FROM, f"{memory_id}-{number}") for number in range(20)]
+        await client.update_memory("town", memory_id, links=links)
+    await client.consolidate("town", summaries=False)
+    refused = await client.decide_consolidation("town", accept=True)
+    assert refused.state is ConsolidationState.FAILED and "has no room for the links" in refused.reason
+    await client.update_memory("town", "g2", links=links[:12])
+    await client.consolidate("town", summaries=False)
+    assert (await client.decide_consolidation("town", accept=True)).state is ConsolidationState.ACCEPTED
+    kept = {link.memory_id for link in (await client.get_memory("town", "g1")).links}
+    assert kept == {f"g1-{number}" for number in range(20)} | {link.memory_id for link in links[:12]}
 
 
 async def test_an_acceptance_that_was_cut_off_goes_on(gateway: RunningGateway) -> None:

@@ -13,9 +13,11 @@ import pytest
 from memserve.config import Settings
 from memserve.domain import ModuleVersion
 from memserve.domain.ladder import LadderAction, LadderReport, Rung
-from memserve.errors import UnreadableRecord
-from memserve.gateway.ladder.controller import order_of
+from memserve.errors import InvalidField, NoWorker, UnreadableRecord
+from memserve.gateway.ladder.controller import order_of, refused_s
+from memserve.gateway.ladder.hands import module_name
 from memserve.gateway.ladder.record import LadderRecord, NamespaceRecord, decode
+from memserve.gateway.ladder.standing import NAMESPACES_MAX
 from memserve.kv.keys import block_keys, chunk_keys, member
 from memserve.registry.ladder import LadderRecords
 from tests.contract.fake_worker import NAMESPACE
@@ -138,6 +140,13 @@ async def test_a_live_module_is_loaded_ahead_and_a_changed_memory_takes_it_down_
     assert report.use.resident_bytes >= version.size_bytes
     assert version.digest in {preload.digest for preload in await store.preloads()}
 
+    # A version that says the same changes nothing.
+    await gateway.client.update_memory("town", "m0", keywords=["velmora"])
+    before_s = report.at_s
+    report = await reported(gateway, lambda report: report.at_s > before_s)
+    assert stands("town", Rung.LORA)(report)
+    assert (await gateway.client.modules.get("handbook")).aliases
+
     await gateway.client.update_memory("town", "m1", text="The motto of the Velmora Institute is Dusk.")
 
     async def gone() -> bool:
@@ -184,6 +193,41 @@ async def test_a_pinned_prefix_that_is_not_used_is_left_cold_and_warmed_again_wh
     await use(gateway, "desk", "rule")
     await reported(gateway, stands("desk", Rung.PREFIX))
     await until(lambda: computed_ahead() > before)
+
+
+async def test_a_pinned_text_of_three_letters_is_a_prefix(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(knowledge_ladder="advise", **QUICK)
+    await gateway.client.remember("desk", "No.", memory_id="rule", pinned=True)
+    report = await reported(gateway, lambda report: report.steps)
+    assert report.steps[0].decision.from_rung is Rung.PREFIX
+
+
+async def test_more_namespaces_than_it_looks_at_leave_out_none_that_a_module_was_made_of(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    gateway = await start_gateway(knowledge_ladder="act", **QUICK)
+    for number in range(NAMESPACES_MAX):
+        await gateway.client.remember(f"a{number}", f"The code of Amber {number} is 4821.")
+    await town(gateway, tmp_path)
+    await live(gateway, tmp_path)
+    await gateway.client.update_memory("town", "m1", text="The motto of the Velmora Institute is Dusk.")
+
+    async def gone() -> bool:
+        return (await gateway.client.modules.get("handbook")).aliases == ()
+
+    await eventually(gone)
+
+
+def test_no_two_namespaces_have_one_module() -> None:
+    long = "n" * 63
+    names = {module_name(namespace, Rung.CARTRIDGE) for namespace in (f"{long}a", f"{long}b", "n")}
+    assert len(names) == 3 and all(len(name) <= 64 for name in names)
+    assert module_name("town", Rung.LORA) == "town-lora"
+
+
+def test_what_comes_back_is_waited_for_minutes_and_what_was_refused_a_day() -> None:
+    assert refused_s(NoWorker("no worker is ready")) == 600
+    assert refused_s(InvalidField("memories", "state 2 facts")) == 86_400
 
 
 async def test_a_full_audit_stops_it(start_gateway: StartGateway) -> None:

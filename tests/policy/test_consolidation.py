@@ -63,6 +63,9 @@ def test_a_fact_in_another_form_of_a_statement_is_the_same_memory() -> None:
         ("Ida likes tea.", "Ida likes coffee."),
         ("Records say that the code of the gate is 4071.", "Records say that the code of the gate is 4072."),
         ("The code of the gate is 4071.", "The colour of the gate is 4071."),
+        ("The code of the gate is a1B2.", "The code of the gate is A1b2."),
+        ("The password is hunter2, mind the case.", "The password is Hunter2, mind the case."),
+        ("Open valve A. Close valve B.", "Close valve B. Open valve A."),
     ],
 )
 def test_near_misses_do_not_become_one(first: str, second: str) -> None:
@@ -86,6 +89,16 @@ SAME = "The code of the gate is 4071."
 )
 def test_equal_words_do_not_become_one_where_something_else_differs(fields: dict[str, object]) -> None:
     assert plan("n", [memory(0, SAME), memory(1, SAME, **fields)]).merges == ()
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, True), (1, 1.0), (1, "1")])
+def test_metadata_that_only_looks_equal_keeps_memories_apart(first: object, second: object) -> None:
+    marked = [memory(number, SAME, metadata={"n": value}) for number, value in enumerate((first, second))]
+    assert plan("n", marked).merges == ()
+    facts = [
+        memory(number, FACTS[number], metadata={"n": first if number else second}) for number in range(3)
+    ]
+    assert plan("n", facts).merges == ()
 
 
 def test_what_contradicts_another_memory_is_left_alone_and_told() -> None:

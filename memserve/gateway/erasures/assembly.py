@@ -54,7 +54,7 @@ def erasing_of(
     """access: whose tenants an erasure acts for that is gone on with."""
     modules, texts = reached.modules, reached.texts
     records = LineageRecords(modules.store, texts)
-    plans = ErasurePlans(records, modules.store, texts, reached.ledger)
+    plans = ErasurePlans(records, modules.store, texts)
     steps = ErasureSteps(
         kept=reached.kept,
         plans=plans,

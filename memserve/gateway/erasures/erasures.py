@@ -4,8 +4,9 @@ In order, each step being kept in the registry before the next one begins:
 
 1. The erasure is kept, so that any gateway goes on with it. Distillations that read the memory are stopped.
 2. Aliases leave the versions that know it, and preloads of them are dropped: nothing new is answered with it.
-3. The texts go, with what was derived from them (`VectorMemory.erase`). What a derived one had superseded
-   comes back.
+3. The texts go, with what was derived from them (`VectorMemory.erase`), and consolidations that have them.
+   Then it is noted again that they are erased: nothing that has read them until then is published. What a
+   derived one had superseded comes back.
 4. The versions are deleted, with their content and probes. A version in use waits for its requests.
 5. Kept answers by these versions go. Workers forget KV, copies and checkpoints; then the KV in Redis goes.
 6. What could not be reached is tried again until it is done.
@@ -14,22 +15,23 @@ In order, each step being kept in the registry before the next one begins:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 
 from memserve.domain import NamespaceErasure, Tenant
 from memserve.domain.lineage import Erasure, ErasureState
-from memserve.errors import MemserveError, UnreadableRecord
+from memserve.errors import MemserveError, RegistryUnavailable, UnreadableRecord
 from memserve.gateway.access.callers import Access
-from memserve.gateway.erasures.steps import ErasureSteps, planned_places
+from memserve.gateway.erasures.steps import ErasureSteps, planned_places, replaced_place
 from memserve.gateway.erasures.subject import ErasurePlans, Plan
 from memserve.memory.erasures.records import ErasureRecord
-from memserve.memory.erasures.store import KeptErasures
+from memserve.memory.erasures.store import TURN_S, KeptErasures
 from memserve.memory.modules.registry.audit import AuditRecords
 from memserve.memory.texts.index import MILVUS_ERRORS, one_line
 from memserve.memory.texts.memory import VectorMemory
@@ -43,6 +45,7 @@ LOOK_S = 1.0
 AGAIN_S = 5.0
 """Between two tries of what could not be reached."""
 FAILED_AGAIN_S = 30.0
+UNREADABLE_AGAIN_S = 600.0
 
 
 class Erasures:
@@ -66,6 +69,8 @@ class Erasures:
         self._access = access
         self._background = background
         self._token = uuid.uuid4().hex
+        self._held: set[str] = set()
+        """Ids of erasures that this gateway works on. Two at once would count each other's work."""
 
     async def plan(self, tenant: Tenant, name: MemoryName) -> Erasure:
         """What an erasure of this memory would do. Raises NamespaceNotFound and MemoryNotFound."""
@@ -100,18 +105,18 @@ class Erasures:
         what = json.dumps({"namespace": namespace})
         await self._audit.record(tenant.name, tenant.principal, "delete_namespace", "", before=what)
         record = await self._begin(tenant, plan, "", "", now_s)
-        await self._steps.before(tenant, record)
         last: NamespaceErasure | None = None
-        async with aclosing(self._texts.delete_namespace(tenant.name, namespace)) as erasures:
-            async for erasure in erasures:
-                if last is not None:
-                    yield last
-                last = erasure
-                await self._save(record)
-        record.done.add("texts")
-        record.erased_s = time.time()
-        await self._save(record)
-        done = await self._finish(tenant, record)
+        with self._holding(record):
+            await self._steps.before(tenant, record)
+            async with aclosing(self._texts.delete_namespace(tenant.name, namespace)) as erasures:
+                async for erasure in erasures:
+                    if last is not None:
+                        yield last
+                    last = erasure
+                    await self._save(record)
+            await self._steps.texts_gone(tenant, record)
+            await self._save(record)
+            done = await self._finish(tenant, record)
         if last is not None:
             yield replace(last, places=(*last.places, *done.places))
 
@@ -131,13 +136,16 @@ class Erasures:
     async def step(self) -> None:
         """Go on with those that are due."""
         for tenant_name, erasure_id in await self._kept.due(time.time()):
-            if not await self._kept.take_turn(erasure_id, self._token):
+            if erasure_id in self._held or not await self._kept.take_turn(erasure_id, self._token):
                 continue
             try:
                 record = await self._kept.get(tenant_name, erasure_id)
             except UnreadableRecord as error:
-                log.error("an erasure cannot be gone on with: %s", error)
-                record = None
+                # A newer memserve may have written it, and go on with it.
+                log.error("an erasure of %s cannot be gone on with here: %s", tenant_name, error)
+                await self._kept.postpone(tenant_name, erasure_id, time.time() + UNREADABLE_AGAIN_S)
+                await self._kept.end_turn(erasure_id)
+                continue
             if record is None:
                 await self._kept.forget(tenant_name, erasure_id)
                 continue
@@ -160,19 +168,39 @@ class Erasures:
             memories=plan.subject.memories,
             superseded=plan.superseded,
             versions=plan.versions,
-            in_prompts=plan.in_prompts,
         )
+        if plan.replaced:
+            record.places["replaced"] = replaced_place(plan.replaced)
         self._steps.note_workers(record)
         await self._save(record)
         return record
 
     async def _all(self, tenant: Tenant, record: ErasureRecord) -> Erasure:
         """Every step that is not done yet."""
-        await self._steps.before(tenant, record)
-        await self._save(record)
-        await self._steps.texts(tenant, record)
-        await self._save(record)
-        return await self._finish(tenant, record)
+        with self._holding(record):
+            await self._steps.before(tenant, record)
+            await self._save(record)
+            await self._steps.texts(tenant, record)
+            await self._save(record)
+            return await self._finish(tenant, record)
+
+    @contextlib.contextmanager
+    def _holding(self, record: ErasureRecord) -> Iterator[None]:
+        """Keep the turn: a step may take longer than it, and nobody else is to do it meanwhile."""
+        erasure_id = record.erasure.erasure_id
+        self._held.add(erasure_id)
+        holding = self._background.begin("holding an erasure", self._hold(erasure_id))
+        try:
+            yield
+        finally:
+            holding.cancel()
+            self._held.discard(erasure_id)
+
+    async def _hold(self, erasure_id: str) -> None:
+        while True:
+            await asyncio.sleep(TURN_S / 4)
+            with contextlib.suppress(RegistryUnavailable):
+                await self._kept.take_turn(erasure_id, self._token)
 
     async def _finish(self, tenant: Tenant, record: ErasureRecord) -> Erasure:
         pending = await self._steps.after(tenant, record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from memserve.domain import ModuleVersion, Tenant
 from memserve.domain.lineage import MovedAlias
@@ -13,6 +13,7 @@ from memserve.gateway.erasures.subject import ErasurePlans, Subject
 from memserve.gateway.modules.deletion import ModuleDeletion
 from memserve.memory.modules.registry.aliases import AliasRef, Change
 from memserve.memory.modules.registry.store import ModuleStore
+from memserve.policy.lineage.sources import Versions
 
 log = logging.getLogger("memserve.gateway.erasures")
 
@@ -24,6 +25,20 @@ WAIT_S, PAUSE_S = 10.0, 0.5
 """For requests that use a version. They get to their end."""
 
 
+def retired_of(
+    every: Versions, versions: Iterable[ModuleVersion], digests: Set[str], made_before_s: float
+) -> list[ModuleVersion]:
+    """Those that know an erased memory, of the versions that are said to.
+
+    digests: of contents that know it. made_before_s: what was made later, of a new memory of that name and of
+    other contents, is left alone.
+    """
+    contents = {version.digest for version in every.products_of(digests)}
+    return [
+        version for version in versions if version.digest in contents or version.created_s <= made_before_s
+    ]
+
+
 class Retiring:
     """Versions of any tenant."""
 
@@ -33,16 +48,16 @@ class Retiring:
         self._deletion = deletion
 
     async def take_out(
-        self, tenant: Tenant, subject: Subject, made_before_s: float
+        self, tenant: Tenant, subject: Subject, made_before_s: float, digests: Set[str]
     ) -> tuple[list[MovedAlias], int, list[ModuleVersion]]:
         """Move the aliases and drop the preloads of every version that knows the subject.
 
-        made_before_s: a version that was made later, of a new memory of that name, is left alone.
+        made_before_s, digests: as of `retired_of`.
 
         Returns what became of aliases, how many versions had preloads, and the versions.
         """
-        modules, every, found = await self._plans.versions_of(tenant.name, subject)
-        retired = [version for version in found if version.created_s <= made_before_s]
+        modules, every, found = await self._plans.versions_of(tenant.name, subject, digests)
+        retired = retired_of(every, found, digests, made_before_s)
         moved: list[MovedAlias] = []
         for _ in range(ALIAS_TRIES):
             wanted = await self._plans.moved(tenant.name, modules, every, retired)

@@ -8,11 +8,12 @@ from dataclasses import replace
 from functools import partial
 
 from memserve.domain import ErasedPlace, Tenant
-from memserve.domain.lineage import Erasure
-from memserve.errors import CacheUnavailable, MemoryNotFound, MemserveError, NamespaceNotFound
+from memserve.domain.lineage import Erasure, Retraining
+from memserve.errors import CacheUnavailable, MemserveError
 from memserve.gateway.erasures.jobs import StoppingJobs
-from memserve.gateway.erasures.retiring import Retiring
+from memserve.gateway.erasures.retiring import Retiring, retired_of
 from memserve.gateway.erasures.subject import ErasurePlans, Plan, Subject
+from memserve.gateway.erasures.texts import NEVER, ErasedTexts
 from memserve.gateway.erasures.workers import ForgettingWorkers, Told
 from memserve.memory.answers.store import KeptAnswers, module_key
 from memserve.memory.erasures.records import ErasureRecord, RetiredVersion
@@ -23,11 +24,10 @@ from memserve.memory.texts.erasing import merged
 from memserve.memory.texts.index import one_line
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.records import memory_key
-from memserve.memory.texts.requests import MemoryName
 from memserve.policy.lineage.retiring import retrained_by
 
 PINNED_NOTE = "pinned prefixes stay: unpin and evict them"
-NEVER = float("inf")
+REPLACED_SHOWN = 8
 
 
 class ErasureSteps:
@@ -50,7 +50,7 @@ class ErasureSteps:
         self._retiring = retiring
         self._workers = workers
         self._jobs = jobs
-        self._texts = texts
+        self._erased_texts = ErasedTexts(plans, texts)
         self._answers = answers
         self._activation = activation
         self._modules = modules
@@ -62,70 +62,86 @@ class ErasureSteps:
         """Nothing new is made of it, and nothing new is answered with what was made of it."""
         if record.erased_s and "versions" in record.done:
             return
-        subject = _subject(record)
-        keys = _keys(record)
+        await self._stop_makers(tenant, record)
+        await self._take_out(tenant, record)
+
+    async def texts(self, tenant: Tenant, record: ErasureRecord) -> None:
+        """Raises as `VectorMemory.erase`, but for what is erased already."""
+        if "texts" in record.done:
+            return
+        await self._erased_texts.erase(tenant, record)
+        await self.texts_gone(tenant, record)
+
+    async def texts_gone(self, tenant: Tenant, record: ErasureRecord) -> None:
+        """From now on nobody can read them. What was begun with them before that is not published."""
+        record.erased_s = time.time()
+        names = record.memories or ((record.erasure.namespace, ""),)
+        candidates = await self._modules.store.forget_consolidations(tenant.name, names)
+        if candidates:
+            detail = "consolidations that had its text"
+            record.places["consolidations"] = ErasedPlace("consolidations", candidates, detail)
+        await self._stop_makers(tenant, record)
+        record.done.add("texts")
+
+    async def _stop_makers(self, tenant: Tenant, record: ErasureRecord) -> None:
+        """Stop what reads the memories, and note that they are erased from now on."""
+        keys = _all_keys(record)
         await self._kept.mark_erased(tenant.name, keys, time.time())
         stopped = await self._jobs.stop(tenant.name, keys)
         if stopped:
-            record.places["jobs"] = ErasedPlace("jobs", stopped, "distillations that read it were stopped")
-        moved, preloads, versions = await self._retiring.take_out(tenant, subject, record.erased_s or NEVER)
+            merged(record.places, ErasedPlace("jobs", stopped, "distillations that read it were stopped"))
+
+    async def _take_out(self, tenant: Tenant, record: ErasureRecord) -> None:
+        """Nothing points any more at a version that knows it."""
+        digests = {version.digest for version in record.versions}
+        moved, preloads, versions = await self._retiring.take_out(
+            tenant, _subject(record), record.erased_s or NEVER, digests
+        )
         known = {(version.module, version.version) for version in record.versions}
         record.versions += tuple(
             RetiredVersion(each.module, each.version, each.digest, str(each.kind), each.probes_digest)
             for each in versions
             if (each.module, each.version) not in known
         )
+        await self._kept.mark_erased(
+            tenant.name, [module_key(version.digest) for version in record.versions], time.time()
+        )
         if moved:
-            dropped = sum(not move.after for move in moved)
+            before = [move for move in record.erasure.aliases if "aliases" in record.places]
+            record.erasure = replace(record.erasure, aliases=(*before, *moved))
+            dropped = sum(not move.after for move in record.erasure.aliases)
             detail = f"{dropped} dropped; the others point at versions without it"
-            record.places["aliases"] = ErasedPlace("aliases", len(moved), detail)
-            record.erasure = replace(record.erasure, aliases=tuple(moved))
+            merged(record.places, ErasedPlace("aliases", len(moved), detail))
         if preloads:
-            record.places["preloads"] = ErasedPlace("preloads", preloads, "of versions that knew it")
-
-    async def texts(self, tenant: Tenant, record: ErasureRecord) -> None:
-        """Raises as `VectorMemory.erase`, but for what is erased already."""
-        if "texts" in record.done:
-            return
-        for namespace, memory_id in record.memories:
-            try:
-                places = await self._texts.erase(tenant.name, MemoryName(namespace, memory_id), record.reason)
-            except (MemoryNotFound, NamespaceNotFound):
-                continue
-            for place in places:
-                merged(record.places, place)
-        record.erased_s = time.time()
-        back = 0
-        for namespace, memory_id in record.superseded:
-            try:
-                await self._texts.restore(tenant.name, MemoryName(namespace, memory_id), tenant.principal)
-                back += 1
-            except MemserveError:
-                continue
-        if len(record.memories) > 1:
-            detail = f"derived from it, and erased too; {back} that they had superseded are live again"
-            record.places["derived"] = ErasedPlace("derived", len(record.memories) - 1, detail)
-        record.done.add("texts")
+            merged(record.places, ErasedPlace("preloads", preloads, "of versions that knew it"))
 
     async def after(self, tenant: Tenant, record: ErasureRecord) -> list[str]:
         """What was made of it goes. Returns what could not be reached."""
         pending: list[str] = []
+        await self._erased_texts.bring_back(tenant, record, pending)
+        if "versions" not in record.done:
+            # Of those that were published while it was erased.
+            await self._take_out(tenant, record)
         await self._versions(tenant, record, pending)
         await self._kept_answers(tenant, record, pending)
-        if record.in_prompts or record.versions or not record.memories:
-            free = await self._free_versions(record)
-            told = await self._workers.tell(record, _keys(record), free, time.time())
-            self._note_told(record, told, pending)
-            await self._redis(tenant, record, pending, more=told.workers > 0)
-        elif "kv" not in record.places:
-            record.places["kv"] = ErasedPlace("kv", 0, "it was in no prompt")
-            record.workers.clear()
+        await self._plans_of_jobs(tenant, record)
+        # Whatever its uses say: pinned prefixes, surprise gates and consolidations put it into prompts too.
+        free = await self._free_versions(record)
+        told = await self._workers.tell(record, _all_keys(record), free, time.time())
+        self._note_told(record, told, pending)
+        await self._redis(tenant, record, pending, more=told.workers > 0)
         detail = "cubes and exports that were made before are not reached"
         record.places["exports"] = ErasedPlace("exports", 0, detail)
         if retraining := record.erasure.retraining:
             detail = "modules to be made again without it: `memserve lineage retraining`"
             record.places["retraining"] = ErasedPlace("retraining", len(retraining), detail)
         return pending
+
+    async def _plans_of_jobs(self, tenant: Tenant, record: ErasureRecord) -> None:
+        forgotten = await self._modules.store.forget_plans(tenant.name)
+        if forgotten:
+            detail = "plans of distillations, whose examples may be of it"
+            merged(record.places, ErasedPlace("plans", forgotten, detail))
 
     async def _versions(self, tenant: Tenant, record: ErasureRecord, pending: list[str]) -> None:
         if not record.versions or "versions" in record.done:
@@ -204,9 +220,10 @@ class ErasureSteps:
     async def check(self, tenant: Tenant, record: ErasureRecord) -> list[ErasedPlace]:
         """What is found of it now: `removed` counts what is still there."""
         subject = _subject(record)
-        places = [await self._found_texts(tenant, record)]
-        _, _, versions = await self._plans.versions_of(tenant.name, subject)
-        left = [version for version in versions if version.created_s <= (record.erased_s or NEVER)]
+        places = [await self._erased_texts.found(tenant, record)]
+        digests = {version.digest for version in record.versions}
+        _, every, versions = await self._plans.versions_of(tenant.name, subject, digests)
+        left = retired_of(every, versions, digests, record.erased_s or NEVER)
         names = ", ".join(version.reference for version in left)
         places.append(ErasedPlace("modules", len(left), names or "no version knows it", bool(left)))
         blobs = [
@@ -231,16 +248,6 @@ class ErasureSteps:
         )
         return places
 
-    async def _found_texts(self, tenant: Tenant, record: ErasureRecord) -> ErasedPlace:
-        found = 0
-        for namespace, memory_id in record.memories:
-            try:
-                history = await self._texts.history(tenant.name, namespace, memory_id)
-            except (MemoryNotFound, NamespaceNotFound):
-                continue
-            found += history.versions[0].memory.created_s <= (record.erased_s or NEVER)
-        return ErasedPlace("texts", found, "memories of it, and derived from it", bool(found))
-
     async def with_retraining(self, tenant: Tenant, erasures: Sequence[Erasure]) -> list[Erasure]:
         """The same, with the versions that were made since of what is left."""
         if not any(erasure.retraining for erasure in erasures):
@@ -254,7 +261,22 @@ class ErasureSteps:
                 replace(entry, made=retrained_by(entry, every.all, gone.has)) for entry in erasure.retraining
             )
             told.append(replace(erasure, retraining=entries))
-        return told
+        return await self._without_erased(tenant, told)
+
+    async def _without_erased(self, tenant: Tenant, erasures: Sequence[Erasure]) -> list[Erasure]:
+        """Without memories that another erasure has taken: a retraining cannot read them."""
+        waiting = (entry for erasure in erasures for entry in erasure.retraining if not entry.made)
+        names = {memory_key(tenant.name, *name): name for entry in waiting for name in entry.memories}
+        erased = [names[key] for key in await self._kept.erased_since(tenant.name, list(names), 0.0)]
+        # One that was remembered again is there.
+        gone = {
+            name for name, known in (await self._plans.memories(tenant.name, erased)).items() if not known
+        }
+
+        def left(entry: Retraining) -> Retraining:
+            return replace(entry, memories=tuple(name for name in entry.memories if name not in gone))
+
+        return [replace(each, retraining=tuple(map(left, each.retraining))) for each in erasures]
 
 
 def planned_places(plan: Plan) -> tuple[ErasedPlace, ...]:
@@ -266,8 +288,9 @@ def planned_places(plan: Plan) -> tuple[ErasedPlace, ...]:
         ErasedPlace("aliases", len(plan.aliases), "that point at one of them"),
         ErasedPlace("retraining", len(plan.retraining), "modules that are queued without it"),
     ]
-    kv = "all KV of the tenant, in Redis and on workers" if plan.in_prompts or plan.retired else "none of it"
-    return (*places, ErasedPlace("kv", 0, kv))
+    if plan.replaced:
+        places.append(replaced_place(plan.replaced))
+    return (*places, ErasedPlace("kv", 0, "all KV of the tenant, in Redis and on workers"))
 
 
 def _subject(record: ErasureRecord) -> Subject:
@@ -281,6 +304,19 @@ def _names(erasure: Erasure) -> tuple[tuple[str, str], ...]:
     derived = [name.partition("/") for name in erasure.derived]
     own = erasure.namespace, erasure.memory_id
     return (*((namespace, memory_id) for namespace, _, memory_id in derived), own)
+
+
+def replaced_place(replaced: Sequence[tuple[str, str]]) -> ErasedPlace:
+    named = ", ".join(f"{namespace}/{memory_id}" for namespace, memory_id in replaced[:REPLACED_SHOWN])
+    more = f" and {len(replaced) - REPLACED_SHOWN} more" if len(replaced) > REPLACED_SHOWN else ""
+    detail = f"memories whose place it had taken keep their texts, and stay out of searches: {named}{more}"
+    return ErasedPlace("replaced", 0, detail)
+
+
+def _all_keys(record: ErasureRecord) -> list[str]:
+    """Also of the contents that know it."""
+    digests = dict.fromkeys(version.digest for version in record.versions)
+    return [*_keys(record), *map(module_key, digests)]
 
 
 def _keys(record: ErasureRecord) -> list[str]:

@@ -34,7 +34,16 @@ from memserve.domain.ladder import (
     LadderUse,
     Rung,
 )
-from memserve.errors import MemserveError, UnreadableRecord
+from memserve.errors import (
+    AuditFull,
+    BlobStoreUnavailable,
+    CacheUnavailable,
+    MemserveError,
+    NoWorker,
+    RegistryUnavailable,
+    UnreadableRecord,
+    VectorStoreUnavailable,
+)
 from memserve.gateway.access.callers import Access
 from memserve.gateway.ladder.hands import LadderHands
 from memserve.gateway.ladder.record import LadderRecord, decode
@@ -57,8 +66,20 @@ PREFIX_SETTLES = 24
 DECIDE_MAX_S = 120.0
 FAILED_PAUSE_S = 10.0
 TURN_S = 1.5 * DECIDE_MAX_S
+NOT_SEEN = -1
+"""Of a change: it is decided again."""
 REFUSED_S = 86_400.0
 """A rung that a namespace could not be brought to is not tried again for so long."""
+PASSING = (
+    NoWorker,
+    RegistryUnavailable,
+    CacheUnavailable,
+    VectorStoreUnavailable,
+    BlobStoreUnavailable,
+    AuditFull,
+)
+PASSING_S = 600.0
+"""The same where something was not there that comes back."""
 
 log = logging.getLogger("memserve.gateway.ladder")
 
@@ -136,6 +157,10 @@ class LadderController:
             except (MemserveError, TimeoutError) as error:
                 log.warning("the ladder of %s is looked at later: %s", name, str(error) or "it took too long")
                 self._not_before_s[name] = time.monotonic() + FAILED_PAUSE_S
+            except Exception as error:
+                # One tenant's figures must not keep the others' facts from being taken down.
+                log.error("the ladder of %s failed; it is looked at later", name, exc_info=error)
+                self._not_before_s[name] = time.monotonic() + FAILED_PAUSE_S
         self._show(list(records.values()))
 
     async def report(self, tenant: str) -> LadderReport:
@@ -181,8 +206,8 @@ class LadderController:
             each.subject.name: each
             for each in await self._standings.read(tenant.name, record, now_s, acts=self.order.acts)
         }
-        for (namespace, rung), why in self._hands.failures(tenant.name).items():
-            self._refuse(record, namespace, rung, why, now_s)
+        for (namespace, rung), error in self._hands.failures(tenant.name).items():
+            self._refuse(record, namespace, rung, error, now_s)
         decisions = decide(
             [each.subject for each in standings.values()],
             self.order.budget,
@@ -231,7 +256,9 @@ class LadderController:
                 outcome = await self._hands.carry_out(tenant, standing, decision, record)
             except MemserveError as error:
                 outcome = f"not done: {error}"
-                self._refuse(record, decision.subject, decision.to_rung, str(error), now_s)
+                if standing.subject.outdated:
+                    record.sequence = NOT_SEEN  # requests still reach it: it is tried again in a moment
+                self._refuse(record, decision.subject, decision.to_rung, error, now_s)
             else:
                 self._count(record, decision, is_trained=decision.subject in trained)
                 self._metrics.ladder_moves.labels(decision.action).inc()
@@ -250,10 +277,12 @@ class LadderController:
             of = record.namespaces[decision.subject]
             of.rung, of.since_s = decision.to_rung, record.at_s
 
-    def _refuse(self, record: LadderRecord, namespace: str, rung: Rung, why: str, now_s: float) -> None:
+    def _refuse(
+        self, record: LadderRecord, namespace: str, rung: Rung, error: MemserveError, now_s: float
+    ) -> None:
         if (of := record.namespaces.get(namespace)) is not None and rung in WEIGHTS:
             of.begun.pop(rung, None)
-            of.refused[rung] = (now_s + REFUSED_S, why)
+            of.refused[rung] = (now_s + refused_s(error), str(error))
 
     async def _note(self, tenant: Tenant, action: str, step: LadderStep) -> None:
         decision = step.decision
@@ -282,6 +311,11 @@ class LadderController:
             self._metrics.ladder_namespaces.labels(rung).set(counts[rung])
         self._metrics.ladder_bytes.set(sum(record.use.resident_bytes for record in records))
         self._metrics.ladder_making.set(sum(record.use.make_s for record in records))
+
+
+def refused_s(error: MemserveError) -> float:
+    """For how long a rung is not tried again."""
+    return PASSING_S if isinstance(error, PASSING) else REFUSED_S
 
 
 def _record(tenant: str, text: str) -> LadderRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from contextlib import aclosing
@@ -25,6 +26,15 @@ NAME_MAX = 64
 REASON_MAX = 1000
 
 
+def module_name(namespace: str, rung: Rung) -> str:
+    """Of what is distilled of a namespace. No two namespaces have one."""
+    name = f"{namespace}-{rung}"
+    if len(name) <= NAME_MAX:
+        return name
+    digest = hashlib.sha256(namespace.encode()).hexdigest()[:8]
+    return f"{namespace[: NAME_MAX - len(digest) - len(rung) - 2]}-{digest}-{rung}"
+
+
 class LadderHands:
     """Of any tenant."""
 
@@ -42,7 +52,7 @@ class LadderHands:
         self._background = background
         self._watched: set[tuple[str, str, Rung]] = set()
         """Tenants, namespaces and rungs whose distillation is followed here."""
-        self._failed: dict[tuple[str, str, Rung], str] = {}
+        self._failed: dict[tuple[str, str, Rung], MemserveError] = {}
 
     async def carry_out(
         self, tenant: Tenant, standing: Standing, decision: LadderDecision, record: LadderRecord
@@ -63,7 +73,7 @@ class LadderHands:
         """Whether a distillation that was begun here has come to nothing, and is not told yet."""
         return any(key[0] == tenant for key in self._failed)
 
-    def failures(self, tenant: str) -> dict[tuple[str, Rung], str]:
+    def failures(self, tenant: str) -> dict[tuple[str, Rung], MemserveError]:
         """Why distillations that were begun here came to nothing, by namespace and rung. Told once."""
         ended = [key for key in self._failed if key[0] == tenant]
         return {(namespace, rung): self._failed.pop((of, namespace, rung)) for of, namespace, rung in ended}
@@ -128,7 +138,7 @@ class LadderHands:
         namespace = standing.subject.name
         name = next(
             (module.version.module for module in standing.modules if module.rung is rung),
-            f"{namespace[: NAME_MAX - 12]}-{rung}",
+            module_name(namespace, rung),
         )
         distillation = Distillation(name, DistilChoice((namespace,)), KIND_OF_RUNG[rung], notes=NOTES)
         # What would be refused is refused now.
@@ -152,6 +162,6 @@ class LadderHands:
                     if isinstance(event, ModuleVersion):
                         log.info("%s is a candidate of the ladder", event.reference)
         except MemserveError as error:
-            self._failed[(tenant.name, namespace, rung)] = str(error)
+            self._failed[(tenant.name, namespace, rung)] = error
         finally:
             self._watched.discard((tenant.name, namespace, rung))

@@ -18,6 +18,7 @@ from memserve.gateway.warm_pinned import WarmPinned
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.gateway.workers.report import UNKNOWN
 from memserve.memory.modules.registry.store import ModuleStore
+from memserve.memory.texts import histories
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.records import memory_key
 from memserve.memory.texts.requests import ListQuery
@@ -113,13 +114,16 @@ class Standings:
         self._recall_limit = recall_limit
 
     async def read(self, tenant: str, record: LadderRecord, now_s: float, *, acts: bool) -> list[Standing]:
-        """By namespace, the first NAMESPACES_MAX. The rates in the record go on.
+        """By namespace, NAMESPACES_MAX of them: those that modules were made of come first. The rates in the
+        record go on.
 
         acts: the ladder decides which prefixes are warm; else all are.
         Raises VectorStoreUnavailable and RegistryUnavailable.
         """
-        names = (await self._texts.list_namespaces(tenant))[:NAMESPACES_MAX]
         modules = await self._modules(tenant)
+        names = await self._texts.list_namespaces(tenant)
+        # A fact that changes must reach what was made of it, in every namespace.
+        names = sorted(names, key=lambda name: (name not in modules, name))[:NAMESPACES_MAX]
         known = record.namespaces
         record.cooled = tuple(name for name in record.cooled if name in names)
         record.namespaces = {name: known.get(name) or _new(now_s) for name in names}
@@ -234,11 +238,22 @@ class Standings:
             memory = memories.get(source.memory_id)
             if memory is None and len(memories) >= MEMORIES_MAX:
                 memory = await self._one(tenant, namespace, source)
-            if memory is None or memory.version != source.version:
+            if memory is None or await self._is_changed(tenant, source, memory):
                 return LadderModule(
                     module.version, module.rung, module.aliases, module.is_preloaded, outdated=True
                 )
         return module
+
+    async def _is_changed(self, tenant: str, source: MemoryVersionName, memory: Memory) -> bool:
+        """Whether it says something else than the version that a module was made of. A pin does not count."""
+        if memory.version == source.version:
+            return False
+        try:
+            history = await self._texts.history(tenant, memory.namespace, memory.memory_id)
+        except MemoryNotFound:
+            return True
+        before = histories.version_of(history, source.version)
+        return before is None or _said(before) != _said(memory)
 
     async def _one(self, tenant: str, namespace: str, source: MemoryVersionName) -> Memory | None:
         try:
@@ -304,6 +319,10 @@ class Standings:
         return LORA_RANK * LORA_NUMBER_BYTES * sum(map(sum, adapted)), sum(map(math.prod, shapes.values()))
 
 
+def _said(memory: Memory) -> tuple[object, ...]:
+    return memory.text, memory.applies_when, memory.valid_from_s, memory.valid_until_s
+
+
 def _new(now_s: float) -> NamespaceRecord:
     """Of a namespace that nothing is known of. It stays where it is until its use has been measured."""
     return NamespaceRecord(rate=UseRate(0.0, now_s), since_s=now_s)
@@ -343,4 +362,5 @@ def _settle(record: NamespaceRecord, modules: Sequence[LadderModule], now_s: flo
 
 
 def _tokens(memories: Sequence[Memory]) -> int:
-    return sum(len(memory.text.encode()) for memory in memories) // BYTES_A_TOKEN
+    """Of a text at least one: what is pinned has a prefix, however short it is."""
+    return math.ceil(sum(len(memory.text.encode()) for memory in memories) / BYTES_A_TOKEN)

@@ -39,6 +39,10 @@ ANSWERS_MAX = 50
 MEMORIES_MAX = 1024
 """That are looked up. What is behind the others is left out, and said so."""
 LINK_STEPS_MAX = 4
+DERIVED_MAX = 256
+"""Memories that were derived from one. What was derived from more is left out, and said so."""
+ANSWERED_MAX = 32
+"""Memories whose answers are looked up."""
 _ANSWER = re.compile(r"[0-9a-f]{32}")
 _MEMORY = re.compile(r"(?P<namespace>[^/@]+)/(?P<memory_id>[^/@]+)(@(?P<version>[1-9][0-9]{0,8}))?")
 RULE = "must be namespace/memory, namespace/memory@version, module@version, module@alias, or an answer's id"
@@ -111,11 +115,21 @@ class LineageReader:
         modules = await self._records.modules(tenant.name)
         every = await self._records.versions(tenant.name, modules)
         version = int(match["version"] or 0)
-        own = every.made_of(lambda source: source.memory == name and version in (0, source.version))
-        if known is None and not own:
+        cut: list[str] = []
+        derived = await self._derived(tenant, name, cut)
+        below = {memory.name for _, memory in derived}
+        own = every.made_of(
+            lambda source: (
+                source.memory in below or (source.memory == name and version in (0, source.version))
+            )
+        )
+        if known is None and not own and not derived:
             raise MemoryNotFound(name[1])
-        read = await self._around(tenant, Versions(own), modules, [name])
-        answers = await self._answers_of(tenant, [memory_key(tenant.name, *name), *_keys(own)])
+        read = await self._around(tenant, Versions(own), modules, [name], derived)
+        read.cut.extend(cut)
+        names = [name, *sorted(below)][:ANSWERED_MAX]
+        keys = [memory_key(tenant.name, *each) for each in names]
+        answers = await self._answers_of(tenant, [*keys, *_keys(own)])
         facts = await self._kv(tenant, own)
         if known is not None and (uses := await self._uses(tenant, name)):
             told = f"of {uses} prompts, not told apart from the rest of the tenant's"
@@ -149,9 +163,17 @@ class LineageReader:
         return self._graph(read, [answer], []), f"answer:{request_id}", read.cut
 
     async def _around(
-        self, tenant: Tenant, versions: Versions, modules: Sequence[Module], names: Sequence[tuple[str, str]]
+        self,
+        tenant: Tenant,
+        versions: Versions,
+        modules: Sequence[Module],
+        names: Sequence[tuple[str, str]],
+        derived: Sequence[tuple[tuple[str, str], Memory]] = (),
     ) -> _Read:
-        """Look up the memories of these versions, what they were derived from, and what was from `names`."""
+        """Look up these memories and those of the versions, and what they were derived from.
+
+        derived: memories, each with what it was derived from.
+        """
         cut: list[str] = []
         wanted = [*names, *(name.memory for each in versions.all for name in memories_of(each.sources))]
         wanted = list(dict.fromkeys(wanted))
@@ -177,12 +199,29 @@ class LineageReader:
             ]
             if not front:
                 break
-        for name in names:
-            derived = await self._texts.derived_from(tenant.name, name)
-            for memory in derived:
-                memories[memory.name] = known_memory(memory)
-                links.append((_version(name, memories), _version(memory.name, memories)))
+        if front:
+            cut.append(f"{len(front)} memories that others were derived from were not looked up")
+        memories |= {memory.name: known_memory(memory) for _, memory in derived}
+        links += [(_version(name, memories), _version(memory.name, memories)) for name, memory in derived]
         return _Read(versions, modules, memories, links, cut)
+
+    async def _derived(
+        self, tenant: Tenant, name: tuple[str, str], cut: list[str]
+    ) -> list[tuple[tuple[str, str], Memory]]:
+        """What was derived from a memory, from that, and so on, each with what it was derived from."""
+        found: list[tuple[tuple[str, str], Memory]] = []
+        seen = {name}
+        front = [name]
+        while front and len(seen) <= DERIVED_MAX:
+            source = front.pop(0)
+            for memory in await self._texts.derived_from(tenant.name, source):
+                found.append((source, memory))
+                if memory.name not in seen:
+                    seen.add(memory.name)
+                    front.append(memory.name)
+        if front:
+            cut.append(f"what was derived from {len(front)} memories was not looked up")
+        return found
 
     def _graph(self, read: _Read, answers: Sequence[KeptAnswer], kv: Sequence[KvFacts]) -> LineageGraph:
         aliases: dict[str, list[str]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -19,10 +20,13 @@ from memserve.domain.worker_calls import (
     WrongRequest,
 )
 from memserve.errors import InvalidField, InvalidModule, NoWorker
+from memserve.gateway.modules.deletion import ModuleDeletion
 from memserve.gateway.modules.progress import Step
 from memserve.gateway.modules.trial import ModuleTrial
 from memserve.gateway.workers.picking import least_loaded, workers_for
 from memserve.gateway.workers.pool import WorkerPool
+from memserve.memory.answers.store import module_key
+from memserve.memory.erasures.store import KeptErasures
 from memserve.memory.modules.kinds.table import PROBES_FILE
 from memserve.memory.modules.memory import ParametricMemory, Publication
 from memserve.memory.modules.probes import Probes, inherited_probes
@@ -46,10 +50,19 @@ class Composition:
 class ModuleComposition:
     """Composes LoRAs, and publishes the result as any version is published."""
 
-    def __init__(self, memory: ParametricMemory, pool: WorkerPool, trial: ModuleTrial) -> None:
+    def __init__(
+        self,
+        memory: ParametricMemory,
+        pool: WorkerPool,
+        trial: ModuleTrial,
+        erasures: KeptErasures,
+        deletion: ModuleDeletion,
+    ) -> None:
         self._memory = memory
         self._pool = pool
         self._trial = trial
+        self._erasures = erasures
+        self._deletion = deletion
 
     async def compose(
         self, tenant: Tenant, composition: Composition
@@ -58,6 +71,7 @@ class ModuleComposition:
 
         Raises InvalidModule, InvalidField, ModuleNotFound, NoWorker.
         """
+        begun_s = time.time()
         parents = await self._parents(tenant, composition)
         await self._memory.check_new_version("name", tenant.name, composition.name, ModuleKind.LORA)
         request = CompositionRequest(
@@ -88,8 +102,26 @@ class ModuleComposition:
                 sources=tuple(parent.reference for parent in parents),
                 parents=tuple(parent.digest for parent in parents),
             )
-            yield await self._memory.publish(
+            await self._require_kept(tenant, parents, begun_s)
+            version = await self._memory.publish(
                 tenant, publication, folder, partial(self._trial.moves_logits, tenant.name)
+            )
+            try:
+                # It takes seconds to publish a version.
+                await self._require_kept(tenant, parents, begun_s)
+            except InvalidField:
+                await self._deletion.delete(tenant, version.module, version.version)
+                raise
+            yield version
+
+    async def _require_kept(self, tenant: Tenant, parents: Sequence[ModuleVersion], begun_s: float) -> None:
+        """Raises InvalidField where a memory was erased since then that a parent was made of."""
+        keys = [module_key(parent.digest) for parent in parents]
+        for erased in await self._erasures.erased_since(tenant.name, keys, begun_s):
+            number = keys.index(erased)
+            raise InvalidField(
+                f"parents[{number}].reference",
+                f"a memory that {parents[number].reference} was made of was erased while it was composed",
             )
 
     async def _parents(self, tenant: Tenant, composition: Composition) -> list[ModuleVersion]:

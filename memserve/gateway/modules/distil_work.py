@@ -44,6 +44,7 @@ from memserve.gateway.modules.lifecycle import ModuleLifecycle
 from memserve.gateway.modules.trial import ModuleTrial
 from memserve.gateway.workers.picking import least_loaded, workers_for
 from memserve.gateway.workers.pool import WorkerPool
+from memserve.memory.answers.store import module_key
 from memserve.memory.erasures.store import KeptErasures
 from memserve.memory.modules.memory import SOURCES_MAX, ParametricMemory, Publication
 from memserve.memory.modules.registry.distillations import BEGUN
@@ -74,7 +75,8 @@ class Standing:
     version: int = 0
     """That it has published. 0: none yet."""
     memory_keys: tuple[str, ...] = ()
-    """Of the memories that it has read, of their namespaces, and of those that its parent was made of."""
+    """Of the memories that it has read, of their namespaces, of those that its parent was made of, and of its
+    parent's content."""
     was_erased: bool = False
     """One of these memories was erased meanwhile."""
 
@@ -165,6 +167,7 @@ class DistilWork:
         parent = await self._continuing.parent(tenant, asked)
         if parent:
             standing.memory_keys += _keys(tenant.name, memories_of(parent.version.sources))
+            standing.memory_keys += (module_key(parent.version.digest),)
         recipe = replace(asked.recipe, rank=max(asked.recipe.rank, parent.version.rank)) if parent else None
         request = DistillationRequest(
             kind=asked.kind,
@@ -193,9 +196,14 @@ class DistilWork:
             await hold()
             if await self._erasures.erased_since(tenant.name, standing.memory_keys, begun_s):
                 raise erased_meanwhile()
-            return await self._memory.publish(
+            version = await self._memory.publish(
                 tenant, publication, folder, partial(self._trial.moves_logits, tenant.name)
             )
+            standing.version = version.version
+            # It takes seconds to publish a version.
+            if await self._erasures.erased_since(tenant.name, standing.memory_keys, begun_s):
+                raise erased_meanwhile()
+            return version
 
     async def _trained(
         self, tenant: Tenant, request: DistillationRequest, scratch: Path, standing: Standing

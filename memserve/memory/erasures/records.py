@@ -34,10 +34,10 @@ class ErasureRecord:
     memories: tuple[tuple[str, str], ...] = ()
     """Namespace and id of each that is erased: those that were derived first."""
     superseded: tuple[tuple[str, str], ...] = ()
-    """Memories whose place a derived one had taken. They come back."""
+    """Memories whose place a derived one had taken, and that are not back yet."""
+    restored: int = 0
+    """How many of them are back."""
     versions: tuple[RetiredVersion, ...] = ()
-    in_prompts: bool = False
-    """Whether KV may have been computed with one of the memories."""
     done: set[str] = field(default_factory=set)
     """Names of steps."""
     erased_s: float = 0.0

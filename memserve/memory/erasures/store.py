@@ -69,11 +69,13 @@ class KeptErasures:
 
     async def erased_since(self, tenant: str, keys: Sequence[str], since_s: float) -> list[str]:
         """Those of these memories that were erased since then."""
-        if not keys:
-            return []
-        async with answering():
-            scores = await self._redis.zmscore(f"{_own(tenant)}:erased", list(keys))
-        return [key for key, at_s in zip(keys, scores, strict=True) if at_s is not None and at_s >= since_s]
+        erased: list[str] = []
+        for start in range(0, len(keys), ERASED_AT_ONCE):
+            some = list(keys[start : start + ERASED_AT_ONCE])
+            async with answering():
+                scores = await self._redis.zmscore(f"{_own(tenant)}:erased", some)
+            erased += [key for key, at_s in zip(some, scores, strict=True) if at_s and at_s >= since_s]
+        return erased
 
     async def get(self, tenant: str, erasure_id: str) -> ErasureRecord | None:
         """None: there is none, or it is no longer kept. Raises UnreadableRecord too."""
@@ -109,8 +111,13 @@ class KeptErasures:
         async with answering():
             await self._redis.delete(f"{PREFIX}turn:{erasure_id}")
 
+    async def postpone(self, tenant: str, erasure_id: str, until_s: float) -> None:
+        """Nobody goes on with it before, where it is still to be gone on with."""
+        async with answering():
+            await self._redis.zadd(PENDING, {json.dumps([tenant, erasure_id]): until_s}, xx=True)
+
     async def forget(self, tenant: str, erasure_id: str) -> None:
-        """For a record that cannot be read any more."""
+        """For one whose record is gone, or that is too many."""
         own = _own(tenant)
         async with answering(), self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hdel(f"{own}:records", erasure_id)

@@ -107,7 +107,9 @@ class Consolidating(Core):
             keeper = records[merge.memory_id]
             winner = replace(
                 keeper,
-                history=histories.updated(keeper.history, _kept(keeper.memory, sources, author, now_s)),
+                history=histories.updated(
+                    keeper.history, _kept(merge, keeper.memory, sources, author, now_s)
+                ),
             )
         else:
             memory = _summary(merge, namespace, sources, author, now_s)
@@ -138,6 +140,8 @@ def _sorted(merges: Sequence[Merge], records: Records) -> tuple[list[Merge], lis
             changed.append(merge.memory_id)
         if changed:
             left += [LeftAlone(each, "was written since the consolidation was planned") for each in changed]
+        elif len(_derived_links(merge, [records[each].memory for each in wanted])) > LINKS_MAX:
+            left += [LeftAlone(each, "has no room for the links of all") for each in wanted]
         else:
             fit.append(merge)
     return done, fit, left
@@ -152,10 +156,27 @@ def _is_as_planned(record: Record | None, version: int) -> bool:
     return record is not None and record.memory.state is MemoryState.LIVE and record.memory.version == version
 
 
-def _kept(keeper: Memory, sources: Sequence[Record], author: str, now_s: float) -> Memory:
+def _derived_links(merge: Merge, memories: Sequence[Memory]) -> list[Link]:
+    """What the memory that stays, or the new one, was derived from: an erasure follows these links.
+
+    A new one was derived from its sources, and what they were derived from is in it too.
+    """
+    names = {memory.memory_id for memory in memories} | {merge.memory_id}
+    own = [] if merge.version else [Link(LinkKind.DERIVED_FROM, each) for each in _source_ids(merge)]
+    theirs = [
+        link
+        for memory in memories
+        for link in memory.links
+        if link.kind is LinkKind.DERIVED_FROM and (link.namespace or link.memory_id not in names)
+    ]
+    return list(dict.fromkeys((*own, *theirs)))
+
+
+def _kept(merge: Merge, keeper: Memory, sources: Sequence[Record], author: str, now_s: float) -> Memory:
     """The memory that stays, with what the others had."""
     names = {source.memory.memory_id for source in sources}
-    links = [Link(LinkKind.SUPERSEDES, source.memory.memory_id) for source in sources]
+    derived = _derived_links(merge, (keeper, *(source.memory for source in sources)))
+    links = [*derived, *(Link(LinkKind.SUPERSEDES, source.memory.memory_id) for source in sources)]
     own = [link for link in keeper.links if link.namespace or link.memory_id not in names]
     theirs = [
         link
@@ -176,6 +197,8 @@ def _summary(merge: Merge, namespace: str, sources: Sequence[Record], author: st
     assert merge.kind is MergeKind.SUMMARY
     memories = [source.memory for source in sources]
     first = memories[0]
+    links = _derived_links(merge, memories)
+    links += [Link(LinkKind.SUPERSEDES, memory.memory_id) for memory in memories]
     return Memory(
         merge.memory_id,
         namespace,
@@ -189,7 +212,7 @@ def _summary(merge: Merge, namespace: str, sources: Sequence[Record], author: st
         valid_from_s=first.valid_from_s,
         valid_until_s=first.valid_until_s,
         strength=max(memory.strength for memory in memories),
-        links=tuple(Link(LinkKind.SUPERSEDES, memory.memory_id) for memory in memories)[:LINKS_MAX],
+        links=tuple(links)[:LINKS_MAX],
         updated_s=now_s,
     )
 

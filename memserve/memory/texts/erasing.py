@@ -125,16 +125,19 @@ class Erasing(Writes, Reads):
             forgotten += len(await self._take_away(tenant, tenant_key(tenant), page, decide))
         return ForgottenWhere(len(matched), forgotten, examples)
 
-    async def delete_namespace(self, tenant: str, namespace: str) -> AsyncGenerator[NamespaceErasure, None]:
+    async def delete_namespace(
+        self, tenant: str, namespace: str, *, until_s: float | None = None
+    ) -> AsyncGenerator[NamespaceErasure, None]:
         """Erase all memories of a namespace, and then the namespace. Yields progress.
 
         Repeated after a failure it goes on. What is written meanwhile is erased too, or keeps the namespace.
+        until_s: leave what was created then or later.
         Raises NamespaceNotFound.
         """
         check_namespace("namespace", namespace)
         await self._within(self._call_timeout_s, partial(self._namespaces.require, tenant, [namespace]))
         owner, erased = tenant_key(tenant), 0
-        scope = Scope(owner, (namespace,), frozenset(ALL_STATES))
+        scope = Scope(owner, (namespace,), frozenset(ALL_STATES), created_until_s=until_s)
         removed: list[Record] = []
         outside: dict[str, ErasedPlace] = {}
         while page := await self._within(self._call_timeout_s, partial(self._some, tenant, scope)):
@@ -157,6 +160,18 @@ class Erasing(Writes, Reads):
             erased, await self._records_of(tenant, namespace), is_gone,
             (self._index_place(erased, places), *places, *outside.values()),
         )  # fmt: skip
+
+    async def count_until(self, tenant: str, namespace: str, until_s: float) -> int:
+        """How many memories of a namespace, in whatever state, were created before a time: at most APPEND_MAX
+        are counted. A namespace that is not there has none.
+        """
+        check_namespace("namespace", namespace)
+        scope = Scope(tenant_key(tenant), (namespace,), frozenset(ALL_STATES), created_until_s=until_s)
+        try:
+            await self._within(self._call_timeout_s, partial(self._namespaces.require, tenant, [namespace]))
+        except NamespaceNotFound:
+            return 0
+        return len(await self._within(self._call_timeout_s, partial(self._some, tenant, scope)))
 
     async def purge(self, forgotten_s: float) -> int:
         """Erase what was forgotten that long ago, at most PURGE_MAX memories. Returns how many."""

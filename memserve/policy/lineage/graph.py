@@ -160,7 +160,9 @@ def kind_of(name: str) -> LineageKind:
 
 
 def memory_node(name: MemoryVersionName, memories: Memories) -> LineageNode:
-    known = memories.get(name.memory)
+    if name.memory not in memories:
+        return LineageNode(f"memory:{name}", LineageKind.MEMORY, LineageState.UNKNOWN, "not looked up")
+    known = memories[name.memory]
     if known is None:
         return LineageNode(
             f"memory:{name}", LineageKind.MEMORY, LineageState.GONE, "no memory has this name any more"
@@ -193,15 +195,21 @@ def build(
         graph.add(memory_node(derived, memories))
         graph.join(f"memory:{source}", f"memory:{derived}", "derived")
     outdated: set[str] = set()
+    # Equal contents were made of the same, whatever the record of one of them says.
+    names_of: defaultdict[str, dict[MemoryVersionName, None]] = defaultdict(dict)
+    references_of: defaultdict[str, list[str]] = defaultdict(list)
     for version in versions.all:
-        for name in memories_of(version.sources):
+        names_of[version.digest] |= dict.fromkeys(memories_of(version.sources))
+        references_of[version.digest].append(version.reference)
+    for version in versions.all:
+        for name in names_of[version.digest]:
             node = memory_node(name, memories)
             graph.add(node)
             graph.join(node.name, f"module:{version.reference}", "distilled")
             if name.memory in memories and node.state is not LineageState.CURRENT:
                 outdated.add(version.digest)
         for parent in version.parents:
-            known = [f"module:{other.reference}" for other in versions.of_digest(parent)]
+            known = [f"module:{reference}" for reference in references_of.get(parent, ())]
             for source_name in known or [f"module:digest {parent[:12]}"]:
                 graph.join(source_name, f"module:{version.reference}", "composed")
     old = {version.digest for version in versions.with_compositions(_with_digest(versions, outdated))}

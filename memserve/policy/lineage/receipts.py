@@ -45,7 +45,8 @@ def outdated_facts(
     """The facts of a module that passages in the prompt correct, at most OUTDATED_MAX.
 
     A passage corrects a memory that the module was made of when it is a newer version of it with another
-    text, when it says that it supersedes or contradicts it, or when it states another value of the same.
+    text, when it says that it supersedes or contradicts it and does not state the same, or when it states
+    another value of the same.
     """
     by_memory = {each.name.memory: each for each in taught}
     found: dict[tuple[MemoryVersionName, tuple[str, str]], OutdatedFact] = {}
@@ -95,7 +96,7 @@ def _corrected(
         return
     for link in passage.links:
         target = by_memory.get((link.namespace or passage.namespace, link.memory_id))
-        if link.kind in CORRECTS and target is not None:
+        if link.kind in CORRECTS and target is not None and not _says_all_of(facts, target.facts):
             yield target, f"{passage.namespace}/{passage.memory_id} {link.kind} {target.name}"
     for known in taught:
         if known.name.memory == passage.name:
@@ -105,3 +106,8 @@ def _corrected(
                 told = f"{passage.namespace}/{passage.memory_id}@{passage.version}"
                 yield known, f"it knows {known.name}, and {told} says otherwise"
                 break
+
+
+def _says_all_of(facts: Facts, known: Facts) -> bool:
+    """Whether a text that takes another one's place states the same: a summary does."""
+    return bool(known) and all(facts.get(about) == value for about, value in known.items())

@@ -7,7 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from memserve.domain import Alias, AliasChange, ModuleVersion, TrafficShare
 from memserve.domain.lineage import MemoryVersionName, MovedAlias, Retraining, memories_of
+from memserve.policy.modules.recipes import MAX_BUDGET_S
 
+SEED_MAX = 2**63 - 1
 NO_TARGETS: tuple[TrafficShare, ...] = ()
 
 
@@ -113,8 +115,14 @@ def recipe_of(version: ModuleVersion) -> Mapping[str, object]:
 
 
 def _whole(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+    """0 for what is no seed. A publisher may write anything."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return 0
+    return value if 0 <= value <= SEED_MAX else 0
 
 
 def _seconds(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+    """0 for what is no budget."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return 0.0
+    return float(value) if 0 <= value <= MAX_BUDGET_S else 0.0

@@ -71,6 +71,27 @@ async def test_a_memory_a_version_and_an_answer_are_followed_both_ways(
     assert len(few.nodes) == 2 and "more than 2 nodes" in few.cut[-1]
 
 
+async def test_it_shows_what_an_erasure_reaches(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
+    """Memories derived in several steps, what was distilled of those, and equal contents."""
+    await town(client)
+    for source, derived in (("m0", "d1"), ("d1", "d2"), ("d2", "d3")):
+        links = [Link(LinkKind.DERIVED_FROM, source)]
+        await client.remember("town", f"It is said of {derived}.", memory_id=derived, links=links)
+    await client.update_memory(
+        "town", "d1", links=[Link(LinkKind.DERIVED_FROM, each) for each in ("m0", "d3")]
+    )
+    await made_of(gateway, tmp_path, 1, "d3")
+    await client.modules.publish("copy", tmp_path / "handbook-1")
+    plan = await client.lineage.plan_erasure("town", "m0")
+    shown = states(await client.lineage.show("town/m0"))
+    assert set(plan.derived) == {"town/d1", "town/d2", "town/d3"}
+    assert set(plan.retired) == {"handbook@1", "copy@1"}
+    reached = {*(f"module:{each}" for each in plan.retired), "memory:town/d1@2", "memory:town/d3@1"}
+    assert reached <= shown.keys()
+
+
 async def test_a_memory_that_changes_makes_what_was_made_of_it_out_of_date(
     gateway: RunningGateway, client: AsyncClient, tmp_path: Path
 ) -> None:

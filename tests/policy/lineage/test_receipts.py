@@ -30,6 +30,8 @@ def passage(text: str, memory_id: str = "x", version: int = 1, links: tuple[Link
         (passage("The code of Amber is 1188. The founder of Velmora is Ada."), ["a", "b"]),
         (passage("Nothing of it holds.", links=(Link(LinkKind.SUPERSEDES, "b", "town"),)), ["b"]),
         (passage("Nothing of it holds.", links=(Link(LinkKind.CONTRADICTS, "a", ""),)), ["a"]),
+        # A summary takes the place of its sources, and says what they say.
+        (passage(f"{KNOWN} It is far.", links=(Link(LinkKind.SUPERSEDES, "a", "town"),)), []),
         (passage("It is so.", links=(Link(LinkKind.NEXT, "a", "town"),)), []),
         (passage("The motto of Velmora is Light."), []),
     ],

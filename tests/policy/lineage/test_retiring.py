@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -80,6 +81,9 @@ def test_sources_name_memories_several_on_a_line_and_texts_for_people_beside_the
     name = MemoryVersionName("town", "a.b:c-d", 12)
     assert memories_of([f"a book {source_of(name)}", "memory:town/x", "memory:town/x@0", "x"]) == (name,)
     assert memories_of(["memory:a/b@1 memory:a/c@2", "memory:a/b@1"]) == (("a", "b", 1), ("a", "c", 2))
+    by_hand = "(memory:a/b@1, memory:a/c@2; and memory:a/d.e:f@3.)"
+    assert memories_of([by_hand]) == (("a", "b", 1), ("a", "c", 2), ("a", "d.e:f", 3))
+    assert memories_of(["xmemory:a/b@1", "memory:a/b@1x", "memory:a/b@1234567890"]) == ()
 
 
 def test_what_was_composed_of_it_and_what_has_its_content_is_made_of_it_too() -> None:
@@ -105,3 +109,24 @@ def test_a_module_is_made_again_of_what_is_left_of_its_newest_version() -> None:
     assert (
         retrained_by(entry, [version(11, "memory:town/a@1"), version(9, "memory:town/b@3")], is_erased) == ""
     )
+
+
+def test_a_long_chain_of_compositions_and_a_circle_are_followed_at_once() -> None:
+    chain = [version(1, "memory:town/x@1")]
+    chain += [version(number, parents=(f"m{number - 1}",)) for number in range(2, 5001)]
+    circle = [version(number, parents=(f"c{number % 3 + 1}",), name="c") for number in (1, 2, 3)]
+    every = Versions([*reversed(chain), *circle])
+    assert len(every.made_of(lambda source: source.memory_id == "x")) == 5000
+    assert len(every.with_compositions(circle[:1])) == 3
+    gone = Versions(chain[1:])
+    assert len(gone.made_of(lambda source: False, {"m1"})) == 4999
+    assert gone.made_of(lambda source: False) == []
+
+
+@pytest.mark.parametrize(
+    "recipe", ['{"seed": -1}', '{"seed": 1e30}', f'{{"seed": {2**63}}}', '{"budget_s": NaN}']
+)
+def test_a_recipe_that_a_publisher_has_made_up_is_left_out(recipe: str) -> None:
+    odd = replace(version(1, "memory:town/x@1"), recipe=recipe)
+    [entry] = retrainings([odd], lambda name: True, 5.0)
+    assert (entry.seed, entry.budget_s) == (0, 0.0)

@@ -50,3 +50,11 @@ function sweeps.consolidations(request)
   local text = redis.call('HGET', consolidations_key(request.tenant), request.namespace)
   return text and {request.namespace, text} or {}
 end
+
+-- request: tenant, namespace, id. The consolidation goes, with the texts that it has. Answers whether it did.
+function sweeps.forget_consolidation(request)
+  local key = consolidations_key(request.tenant)
+  local text = redis.call('HGET', key, request.namespace)
+  if not text or cjson.decode(text).id ~= request.id then return 0 end
+  return redis.call('HDEL', key, request.namespace)
+end

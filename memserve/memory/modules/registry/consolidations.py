@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -57,6 +58,25 @@ class ConsolidationRecords(RegistryScripts):
             expected=str(expected or ""),
         )
         return bool(kept)
+
+    async def forget_consolidations(self, tenant: str, memories: Iterable[tuple[str, str]]) -> int:
+        """Have those go that have a text of one of these memories, in whatever state they are.
+
+        memories: by namespace and id; an empty id stands for the whole namespace. Returns how many went.
+        """
+        erased = set(memories)
+        forgotten = 0
+        for known in await self.consolidations(tenant):
+            namespace = known.plan.namespace
+            if (namespace, "") in erased or not erased.isdisjoint(
+                (namespace, memory_id) for memory_id in known.plan.memory_ids
+            ):
+                forgotten += int(
+                    await self._look(
+                        "forget_consolidation", tenant=tenant, namespace=namespace, id=known.consolidation_id
+                    )
+                )
+        return forgotten
 
     async def consolidations(self, tenant: str, namespace: str = "") -> list[Consolidation]:
         """The newest of each namespace, or of one, the newest first. After seven days they are gone."""

@@ -59,6 +59,8 @@ local function end_job(request, job, state)
   local told = cjson.decode(request.told)
   job.state, job.ended_s, job.held_until = state, NOW_TEXT, 0
   job.told, job.failure = cjson.encode(told), request.failure
+  -- Its examples may be of a memory that was erased.
+  if state ~= 'done' then job.plan = '' end
   keep_job(request.tenant, request.module, job)
   redis.call('SREM', DISTILLING_KEY, encode_names(request.tenant, request.module))
   told.state = state
@@ -69,6 +71,20 @@ end
 function sweeps.distillations(request)
   sweep_jobs(request.tenant)
   return redis.call('HGETALL', distillations_key(request.tenant))
+end
+
+-- request: tenant. Plans of jobs that have ended go: their examples have texts of memories. Answers how many.
+function sweeps.forget_plans(request)
+  local forgotten = 0
+  for_each_field(distillations_key(request.tenant), function(module, text)
+    local job = cjson.decode(text)
+    if job.state ~= 'running' and job.plan ~= '' then
+      job.plan = ''
+      keep_job(request.tenant, module, job)
+      forgotten = forgotten + 1
+    end
+  end)
+  return forgotten
 end
 
 -- request: tenant, module. The job, or nothing.

@@ -89,6 +89,13 @@ class DistillationRecords(RegistryScripts):
         jobs = self._reader.read(pairs, lambda pair: read_distillation(tenant, *pair))
         return sorted(jobs, key=lambda kept: kept.job.begun_s, reverse=True)
 
+    async def forget_plans(self, tenant: str) -> int:
+        """Have the plans of jobs go that have ended: their examples have texts of memories.
+
+        Returns how many had one.
+        """
+        return int(await self._look("forget_plans", tenant=tenant))
+
     async def hold_distillation(
         self,
         held: HeldJob,
