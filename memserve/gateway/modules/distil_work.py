@@ -45,7 +45,7 @@ from memserve.gateway.modules.trial import ModuleTrial
 from memserve.gateway.workers.picking import least_loaded, workers_for
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.memory.erasures.store import KeptErasures
-from memserve.memory.modules.memory import SOURCES_MAX, ParametricMemory, Publication
+from memserve.memory.modules.memory import SOURCE_MAX_BYTES, SOURCES_MAX, ParametricMemory, Publication
 from memserve.memory.modules.registry.distillations import BEGUN
 from memserve.memory.texts.records import memory_key
 from memserve.policy.modules.references import LIVE
@@ -119,7 +119,8 @@ class DistilWork:
 
     async def plan(self, tenant: Tenant, asked: Distillation) -> DistilPlan:
         """What would be trained on. Raises InvalidField, NamespaceNotFound, MemoryNotFound."""
-        return plan_of(await self._memories.select(tenant, asked.choice, time.time()), asked)
+        selection = await self._memories.select(tenant, asked.choice, time.time())
+        return await self._memories.computed(tenant, partial(plan_of, selection, asked))
 
     async def run(
         self,
@@ -133,7 +134,7 @@ class DistilWork:
 
         standing: says how far it is. hold: raises where the job is no longer this gateway's.
         """
-        version = await self._published_before(tenant, asked, job_id)
+        version = await self.published(tenant, asked.name, job_id)
         if version is None:
             version = await self._made(tenant, asked, job_id, standing, hold)
         standing.version = version.version
@@ -141,13 +142,11 @@ class DistilWork:
         version = await self._judged(tenant, version, standing)
         return await self._by_policy(tenant, version)
 
-    async def _published_before(
-        self, tenant: Tenant, asked: Distillation, job_id: str
-    ) -> ModuleVersion | None:
-        """The version that the job published before its gateway was lost."""
-        if await self._memory.store.module(tenant.name, asked.name) is None:
+    async def published(self, tenant: Tenant, module: str, job_id: str) -> ModuleVersion | None:
+        """The version that the job has published: before its gateway was lost, or as it was ended."""
+        if await self._memory.store.module(tenant.name, module) is None:
             return None
-        newest, _ = await self._memory.store.versions(tenant.name, asked.name, limit=NEWEST)
+        newest, _ = await self._memory.store.versions(tenant.name, module, limit=NEWEST)
         return next((version for version in newest if job_of(version) == job_id), None)
 
     async def _made(
@@ -160,11 +159,12 @@ class DistilWork:
     ) -> ModuleVersion:
         begun_s = time.time()
         selection = await self._memories.select(tenant, asked.choice, begun_s)
-        standing.plan = plan_of(selection, asked)
+        standing.plan = await self._memories.computed(tenant, partial(plan_of, selection, asked))
         standing.memory_keys = _keys_of(tenant.name, selection)
         parent = await self._continuing.parent(tenant, asked)
         if parent:
             standing.memory_keys += _keys(tenant.name, memories_of(parent.version.sources))
+        sources = _sources(selection, parent)
         recipe = replace(asked.recipe, rank=max(asked.recipe.rank, parent.version.rank)) if parent else None
         request = DistillationRequest(
             kind=asked.kind,
@@ -185,17 +185,25 @@ class DistilWork:
                 name=asked.name,
                 kind=asked.kind,
                 files=(),
-                sources=_sources(selection, parent),
+                sources=sources,
                 recipe=_recipe_text(asked, job_id, selection, report, parent),
                 notes=asked.notes,
                 parents=(parent.version.digest,) if parent else (),
             )
             await hold()
-            if await self._erasures.erased_since(tenant.name, standing.memory_keys, begun_s):
-                raise erased_meanwhile()
-            return await self._memory.publish(
+            await self._check_erased(tenant, standing, begun_s)
+            version = await self._memory.publish(
                 tenant, publication, folder, partial(self._trial.moves_logits, tenant.name)
             )
+            standing.version = version.version
+            # An erasure that came while it was published has not seen it, or has marked what it erases.
+            await self._check_erased(tenant, standing, begun_s)
+            return version
+
+    async def _check_erased(self, tenant: Tenant, standing: Standing, begun_s: float) -> None:
+        """Raises InvalidField where a memory was erased since then."""
+        if await self._erasures.erased_since(tenant.name, standing.memory_keys, begun_s):
+            raise erased_meanwhile()
 
     async def _trained(
         self, tenant: Tenant, request: DistillationRequest, scratch: Path, standing: Standing
@@ -262,6 +270,11 @@ class DistilWork:
             return Outcome(version)
         reason = "the policy promote_distilled names the tenant, and the version has passed the gate"
         try:
+            named = memories_of(version.sources)
+            unchanged = dict(await self._memories.unchanged(tenant, named, time.time()))
+            if changed := [each for each in named if each not in unchanged]:
+                told = f"{len(changed)} of its memories have changed since, the first is {changed[0]}"
+                return Outcome(version, not_promoted=f"not promoted: {told}")
             promotion = self._lifecycle.promote(
                 tenant,
                 version.module,
@@ -287,7 +300,7 @@ def plan_of(selection: Selection, asked: Distillation) -> DistilPlan:
             readings.setdefault(reading.key, reading)
     if not readings:
         raise InvalidField("memories", "none states a fact that can be asked for by itself")
-    study = Study(list(readings.values()))
+    study = Study(list(readings.values()), phrasings=asked.recipe.phrasings or None)
     facts = study.facts()
     draw = Draw(random.Random(f"{asked.seed}:plan").random)
     shown = draw.sample(facts, EXAMPLES)
@@ -321,10 +334,20 @@ def _names_of(selection: Selection) -> list[MemoryVersionName]:
 
 
 def _sources(selection: Selection, parent: Parent | None) -> tuple[str, ...]:
-    """The memories with their versions: one a source, as many as a version keeps."""
+    """The memories with their versions: one a source, as many as a version keeps.
+
+    Raises InvalidField for more than it keeps, before anything is trained.
+    """
     named = [source_of(each) for each in _names_of(selection)]
-    named += [source for source in (parent.sources if parent else ()) if source not in named]
-    return tuple(named) if len(named) <= SOURCES_MAX else tuple(_joined(named))
+    named = list(dict.fromkeys((*named, *(parent.sources if parent else ()))))
+    lines = tuple(named) if len(named) <= SOURCES_MAX else tuple(_joined(named))
+    if any(len(line.encode()) > SOURCE_MAX_BYTES for line in lines):
+        raise InvalidField(
+            "memories",
+            f"are {len(named)}, with those of the parent; their names are too long for a version, which keeps "
+            f"{SOURCES_MAX} lines of {SOURCE_MAX_BYTES} bytes. Distil fewer",
+        )
+    return lines
 
 
 def _joined(named: list[str]) -> list[str]:

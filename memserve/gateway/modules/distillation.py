@@ -161,6 +161,9 @@ class ModuleDistillation:
             log.warning("distillations are looked at later: %s", error)
             return
         for kept in taken:
+            if kept.job.job_id in self._working:
+                # The registry was away for longer than a hold. The work goes on, and is held again.
+                continue
             log.info("distilling %s is taken up for the %d. time", kept.job.module, kept.job.taken_up)
             self._start(kept)
 
@@ -309,10 +312,16 @@ class ModuleDistillation:
             await self._remove(tenant, held.module, held.job_id, standing.version)
 
     async def _remove(self, tenant: Tenant, module: str, job_id: str, number: int) -> str:
-        """Delete the version that the job has made, if it has. Returns what stays, for a person."""
-        if not number:
-            return ""
+        """Delete the version that the job has made, if it has. Returns what stays, for a person.
+
+        number: 0 where it is not known. The job may have been ended while it published.
+        """
         try:
+            if not number:
+                made = await self._work.published(tenant, module, job_id)
+                number = made.version if made is not None else 0
+            if not number:
+                return ""
             # Equal content was there before, perhaps.
             if job_of(await self._memory.version(tenant.name, module, number)) != job_id:
                 return ""
@@ -321,7 +330,7 @@ class ModuleDistillation:
             return ""
         except MemserveError as error:
             log.warning("%s@%d of an ended distillation stays: %s", module, number, error)
-            return f"; {module}@{number} stays: {error}"
+            return f"; {module}@{number} stays: {error}" if number else ""
         return ""
 
     async def _end(

@@ -67,8 +67,8 @@ def test_a_fact_that_changed_twice_is_never_distilled() -> None:
         chosen = select(town_now, NOW_S, {})
         assert (len(chosen.memories) == 5) == stays
     assert [each.reason for each in chosen.left_out] == ["has changed 2 times"]
-    assert select(town(), NOW_S, {"m2": 2}).left_out[0].memory_id == "m2"
-    assert select(town(), NOW_S, {"m2": 1}).left_out == ()
+    assert select(town(), NOW_S, {("town", "m2"): 2}).left_out[0].memory_id == "m2"
+    assert select(town(), NOW_S, {("town", "m2"): 1}).left_out == ()
 
 
 @pytest.mark.parametrize(
