@@ -189,6 +189,9 @@ class ModuleDistillation:
             raise InvalidField("kind", f"{asked.kind} cannot be distilled; {', '.join(KINDS)} can")
         check_recipe(asked.recipe)
         check_budget(asked.budget_s)
+        most = self._memory.base.max_rank
+        if asked.kind is ModuleKind.LORA and asked.recipe.rank > most:
+            raise InvalidField("recipe.rank", f"at most {most} (setting max_lora_rank)")
         await self._memory.check_new_version("name", tenant.name, asked.name, asked.kind)
 
     async def _again(self, tenant: str, module: str, job_id: str) -> KeptDistillation:

@@ -13,6 +13,8 @@ from memserve.policy.modules.self_study.study import Mix
 
 SMALL_MODEL_PARAMETERS = 20_000_000
 MAX_STEPS, MAX_ROWS, MAX_RANK = 5000, 64, 128
+SEED_MAX = 2**53
+"""JSON has no larger whole number."""
 MAX_PHRASINGS, MAX_TOKENS = 64, 4096
 LEAST_BUDGET_S, MAX_BUDGET_S = 5.0, 24 * 3600.0
 LEAST_STEPS = 20
