@@ -12,7 +12,14 @@ from memserve.domain.lineage import MemoryVersionName
 from memserve.errors import InvalidField, MemoryNotFound, NamespaceNotFound
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.requests import ListQuery
-from memserve.policy.modules.selection import MOST_BYTES, MOST_CHANGES, MOST_MEMORIES, Selection, select, unfit
+from memserve.policy.modules.selection import (
+    MOST_BYTES,
+    MOST_CHANGES,
+    MOST_MEMORIES,
+    Selection,
+    select,
+    unfit,
+)
 from memserve.turns import FairThreads
 
 HISTORIES_AT_ONCE = 16

@@ -141,16 +141,15 @@ def contradictions(memories: Sequence[Memory]) -> Iterator[tuple[Memory, Memory]
                 yield other, memory
         against: set[object] = set()
         for reading in all_readings_of(memory.text):
-            value, first = stated.setdefault(reading.key, (reading.value.casefold(), memory))
-            if value != reading.value.casefold():
+            value, first = stated.setdefault(reading.key, (reading.said, memory))
+            if value != reading.said:
                 against.add(first.name)
                 yield first, memory
         own = words[place]
         alike = [
             Candidate(other, None, len(own & theirs) / max(1, min(len(own), len(theirs))))
             for other, theirs in zip(memories[:place], words, strict=False)
-            if other.name not in against
-            and len(own & theirs) >= COMPARED_OVERLAP * max(1, len(own | theirs))
+            if other.name not in against and len(own & theirs) >= COMPARED_OVERLAP * max(1, len(own | theirs))
         ]
         for finding in findings_of(memory, alike, statements=statements):
             if finding.kind in (FindingKind.CONTRADICTION, FindingKind.UPDATE):
