@@ -344,8 +344,8 @@ def _sources(selection: Selection, parent: Parent | None) -> tuple[str, ...]:
     if any(len(line.encode()) > SOURCE_MAX_BYTES for line in lines):
         raise InvalidField(
             "memories",
-            f"are {len(named)}, with those of the parent; their names are too long for a version, which keeps "
-            f"{SOURCES_MAX} lines of {SOURCE_MAX_BYTES} bytes. Distil fewer",
+            f"are {len(named)}, with those of the parent; a version keeps their names in {SOURCES_MAX} lines "
+            f"of {SOURCE_MAX_BYTES} bytes. Distil fewer",
         )
     return lines
 

@@ -150,7 +150,7 @@ async def test_a_gateway_does_not_begin_its_own_job_again_after_the_registry_was
     registry = redis.Redis.from_url(gateway.redis.url)
     async with aclosing(jobs.distil(tenant, Distillation("handbook", DistilChoice(("town",))))) as events:
         await anext(events)
-        [key] = [each for each in registry.scan_iter("*distillations*")]
+        [key] = list(registry.scan_iter("*distillations*"))
         for _ in range(5):
             job = json.loads(cast(bytes, registry.hget(key, "handbook")))
             registry.hset(key, "handbook", json.dumps(job | {"held_until": 0}))
