@@ -125,7 +125,7 @@ def confidence(logprobs: Sequence[float]) -> float:
 def right(answer: str, expected: Iterable[str], match: Match = Match.EQUALS) -> bool:
     """Whether an answer equals or contains an expected one. Case and white space do not count.
 
-    A number is not contained in a longer one ("5" in "15"), and a word of up to three letters not in the middle
+    A number is not contained in a longer one ("5" in "15"), a word of up to three letters not in the middle
     of another ("Bo" in "about").
     """
     text = _normal(answer)
