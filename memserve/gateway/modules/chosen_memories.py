@@ -43,19 +43,28 @@ class ChosenMemories:
     async def select(self, tenant: Tenant, choice: DistilChoice, now_s: float) -> Selection:
         """Raises InvalidField, NamespaceNotFound, MemoryNotFound, VectorStoreUnavailable."""
         _check(choice)
+        single = set(choice.memories)
         named = dict.fromkeys(choice.memories)
         for memory in await self._listed(tenant, choice):
-            named[(memory.namespace, memory.memory_id)] = None
+            named[memory.name] = None
         if len(named) > MOST_MEMORIES:
             raise InvalidField("memories", f"more than {MOST_MEMORIES}; narrow the filter")
         histories: list[MemoryHistory] = []
         for some in _batches(list(named)):
-            histories += await asyncio.gather(
-                *(self._texts.history(tenant.name, namespace, memory_id) for namespace, memory_id in some)
-            )
+            read = await asyncio.gather(*(self._history(tenant, each, each in single) for each in some))
+            histories += [history for history in read if history is not None]
         chains = {history.current.name: await self._chain(tenant, history) for history in histories}
         # Comparing hundreds of memories takes a second.
         return await self.computed(tenant, lambda: select(histories, now_s, chains, self._control_token))
+
+    async def _history(self, tenant: Tenant, name: tuple[str, str], is_named: bool) -> MemoryHistory | None:
+        """None: it was erased since it was listed. Raises MemoryNotFound for one that was named."""
+        try:
+            return await self._texts.history(tenant.name, *name)
+        except MemoryNotFound:
+            if is_named:
+                raise
+            return None
 
     async def computed(self, tenant: Tenant, work: Callable[[], T]) -> T:
         """Done on a thread: hundreds of memories hold an event loop for too long."""

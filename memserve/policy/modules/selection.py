@@ -141,10 +141,13 @@ def contradictions(memories: Sequence[Memory]) -> Iterator[tuple[Memory, Memory]
                 yield other, memory
         against: set[object] = set()
         for reading in all_readings_of(memory.text):
-            value, first = stated.setdefault(reading.key, (reading.said, memory))
-            if value != reading.said:
-                against.add(first.name)
-                yield first, memory
+            for key in dict.fromkeys((reading.key, reading.agent_key)):
+                value, first = (
+                    stated.setdefault(key, (reading.said, memory)) if key else (reading.said, memory)
+                )
+                if value != reading.said and first.name not in against:
+                    against.add(first.name)
+                    yield first, memory
         own = words[place]
         alike = [
             Candidate(other, None, len(own & theirs) / max(1, min(len(own), len(theirs))))

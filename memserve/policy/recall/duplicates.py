@@ -329,6 +329,10 @@ def _is_behind_the_subject(before: list[Unit], after: list[Unit], *, numbers: bo
         return True
     if len(content) < 2 or before[0].text in PREPOSITIONS:
         return False
+    if any(unit.text in COPULAS for unit in after[:-1]):
+        # "The code of gate 1 is 4711": what stands before the verb says of what it is told. A verb at the
+        # very end, as in Hindi, says nothing of that.
+        return False
     if numbers:
         # The rest of a date, or the unit of a measure.
         after = after[next((place for place, unit in enumerate(after) if not unit.is_number), len(after)) :]

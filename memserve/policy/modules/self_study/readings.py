@@ -63,6 +63,15 @@ class Reading:
         return (_plain(self.subject), _plain(self.attribute))
 
     @property
+    def agent_key(self) -> tuple[str, str] | None:
+        """As `key`, alike for "was founded by" and "the founder of". None: it names nobody who did it."""
+        if self.form is Form.RELATION:
+            found = _DONE_BY.match(self.attribute)
+        else:
+            found = _DOER.match(self.attribute) if self.form is Form.ATTRIBUTE else None
+        return (_plain(self.subject), found[1].casefold()) if found else None
+
+    @property
     def said(self) -> str:
         """The value, alike in its spellings: "1,000 m" and "1000m", a name and the same in quotes."""
         value = _THOUSANDS.sub("", unicodedata.normalize("NFKC", self.value)).strip(_QUOTES)
@@ -72,7 +81,9 @@ class Reading:
 _SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"'”’)]))\s+")
 _OPENING = "\"'(“‘«"
 _TITLE = re.compile(
-    r"(?:^|[\s(])(?:dr|mr|mrs|ms|prof|st|rev|gen|capt|col|lt|sgt|hon|mt|ft|vs|approx|ca|e\.g|i\.e)\.$", re.I
+    r"(?:^|[\s(\"'“‘«])"
+    r"(?:dr|mr|mrs|ms|prof|st|rev|gen|capt|col|lt|sgt|hon|mt|ft|vs|approx|ca|e\.g|i\.e)\.$",
+    re.I,
 )
 _NUMBER_MARK = re.compile(r"(?:^|[\s(])(?:no|nr|vol|fig|p|pp|art|sec|ch)\.$", re.I)
 _INITIALS = re.compile(r"(?:^|[\s(.-])[^\W\d_]\.$")
@@ -82,6 +93,8 @@ _SENTENCE_WORDS = re.compile(
     re.IGNORECASE,
 )
 """What a sentence begins with, and a name does not."""
+_DONE_BY = re.compile(r"^(?:is|was) (\w{3,})ed by$", re.IGNORECASE)
+_DOER = re.compile(r"^(\w{3,})(?:er|or)$", re.IGNORECASE)
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _BEFORE_UNIT = re.compile(r"(?<=\d)\s+(?=[^\W\d])")
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*")
