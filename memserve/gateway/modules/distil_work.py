@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from memserve.domain import (
     ModuleVersion,
     Tenant,
 )
-from memserve.domain.lineage import MemoryVersionName, memories_of, source_of
+from memserve.domain.lineage import MemoryVersionName, memories_of
 from memserve.domain.worker_calls import (
     ComposedPiece,
     DistillationRequest,
@@ -38,14 +38,16 @@ from memserve.domain.worker_calls import (
 from memserve.errors import InvalidField, InvalidModule, MemserveError, NoWorker
 from memserve.gateway.layout import PromptLayout
 from memserve.gateway.modules.chosen_memories import ChosenMemories
-from memserve.gateway.modules.continuing import Continuing, Parent
+from memserve.gateway.modules.continuing import Continuing
+from memserve.gateway.modules.distilled_version import job_of, names_of, recipe_text, sources_of
 from memserve.gateway.modules.gatekeeper import Gatekeeper
 from memserve.gateway.modules.lifecycle import ModuleLifecycle
 from memserve.gateway.modules.trial import ModuleTrial
 from memserve.gateway.workers.picking import least_loaded, workers_for
 from memserve.gateway.workers.pool import WorkerPool
+from memserve.gateway.workers.pooled_worker import PooledWorker
 from memserve.memory.erasures.store import KeptErasures
-from memserve.memory.modules.memory import SOURCE_MAX_BYTES, SOURCES_MAX, ParametricMemory, Publication
+from memserve.memory.modules.memory import ParametricMemory, Publication
 from memserve.memory.modules.registry.distillations import BEGUN
 from memserve.memory.texts.records import memory_key
 from memserve.policy.modules.references import LIVE
@@ -164,7 +166,7 @@ class DistilWork:
         parent = await self._continuing.parent(tenant, asked)
         if parent:
             standing.memory_keys += _keys(tenant.name, memories_of(parent.version.sources))
-        sources = _sources(selection, parent)
+        sources = sources_of(selection, parent)
         recipe = replace(asked.recipe, rank=max(asked.recipe.rank, parent.version.rank)) if parent else None
         request = DistillationRequest(
             kind=asked.kind,
@@ -186,7 +188,7 @@ class DistilWork:
                 kind=asked.kind,
                 files=(),
                 sources=sources,
-                recipe=_recipe_text(asked, job_id, selection, report, parent),
+                recipe=recipe_text(asked, job_id, selection, report, parent),
                 notes=asked.notes,
                 parents=(parent.version.digest,) if parent else (),
             )
@@ -210,17 +212,20 @@ class DistilWork:
     ) -> tuple[Path, dict[str, object]]:
         """Returns a folder within `scratch` with the module's files, and the worker's report."""
         losses = tries = 0
+        refused: set[str] = set()
         heard_s = time.monotonic()
         while True:
             folder = scratch / f"{tries}"
             tries += 1
             await self._memory.files.run(tenant.name, folder.mkdir)
             try:
-                worker = least_loaded(workers_for(self._pool, tenant.name))
+                worker = self._worker(tenant, refused)
+                refused.add(worker.lease.worker_id)
                 with worker.calling() as calls:
                     async with aclosing(calls.distil(request)) as events:
                         async for event in events:
                             heard_s = time.monotonic()
+                            refused.discard(worker.lease.worker_id)
                             if isinstance(event, DistilProgress):
                                 standing.progress = event
                             elif isinstance(event, ComposedPiece):
@@ -243,6 +248,16 @@ class DistilWork:
             # A worker that starts again, or that distils something else, is there in a while.
             standing.progress = replace(standing.progress, stage="waiting")
             await asyncio.sleep(ASK_AGAIN_S)
+
+    def _worker(self, tenant: Tenant, refused: set[str]) -> PooledWorker:
+        """The least loaded of those that have not refused in this round. Raises NoWorker.
+
+        A worker that distils something else has no load of it: it would be the least loaded for ever.
+        """
+        workers = workers_for(self._pool, tenant.name)
+        if not (others := [each for each in workers if each.lease.worker_id not in refused]):
+            refused.clear()
+        return least_loaded(others or workers)
 
     async def _judged(self, tenant: Tenant, version: ModuleVersion, standing: Standing) -> ModuleVersion:
         """With its gate report."""
@@ -319,7 +334,7 @@ def erased_meanwhile() -> InvalidField:
 
 
 def _keys_of(tenant: str, selection: Selection) -> tuple[str, ...]:
-    return _keys(tenant, _names_of(selection))
+    return _keys(tenant, names_of(selection))
 
 
 def _keys(tenant: str, memories: Iterable[MemoryVersionName]) -> tuple[str, ...]:
@@ -327,71 +342,6 @@ def _keys(tenant: str, memories: Iterable[MemoryVersionName]) -> tuple[str, ...]
     names = [(each.namespace, each.memory_id) for each in memories]
     names += [(namespace, "") for namespace in dict.fromkeys(namespace for namespace, _ in names)]
     return tuple(memory_key(tenant, namespace, memory_id) for namespace, memory_id in names)
-
-
-def _names_of(selection: Selection) -> list[MemoryVersionName]:
-    return [MemoryVersionName(each.namespace, each.memory_id, each.version) for each in selection.memories]
-
-
-def _sources(selection: Selection, parent: Parent | None) -> tuple[str, ...]:
-    """The memories with their versions: one a source, as many as a version keeps.
-
-    Raises InvalidField for more than it keeps, before anything is trained.
-    """
-    named = [source_of(each) for each in _names_of(selection)]
-    named = list(dict.fromkeys((*named, *(parent.sources if parent else ()))))
-    lines = tuple(named) if len(named) <= SOURCES_MAX else tuple(_joined(named))
-    if any(len(line.encode()) > SOURCE_MAX_BYTES for line in lines):
-        raise InvalidField(
-            "memories",
-            f"are {len(named)}, with those of the parent; a version keeps their names in {SOURCES_MAX} lines "
-            f"of {SOURCE_MAX_BYTES} bytes. Distil fewer",
-        )
-    return lines
-
-
-def _joined(named: list[str]) -> list[str]:
-    """Several of one line, so that all fit."""
-    each = -(-len(named) // SOURCES_MAX)
-    return [" ".join(named[start : start + each]) for start in range(0, len(named), each)]
-
-
-def _recipe_text(
-    asked: Distillation,
-    job_id: str,
-    selection: Selection,
-    report: dict[str, object],
-    parent: Parent | None,
-) -> str:
-    continued = {"from": parent.version.reference, "asked_again": len(parent.texts)} if parent else {}
-    return json.dumps(
-        {
-            "method": "distil",
-            "kind": str(asked.kind),
-            "recipe": asdict(asked.recipe),
-            "seed": asked.seed,
-            "budget_s": asked.budget_s,
-            **continued,
-            "memories": len(selection.memories),
-            "left_out": len(selection.left_out),
-            "measured": {**report, "without_question": len(_places(report))},
-            "job": job_id,
-        }
-    )
-
-
-def job_of(version: ModuleVersion) -> str:
-    """The id of the job that made the version. Empty: none did."""
-    try:
-        recipe = json.loads(version.recipe)
-    except ValueError:
-        return ""
-    return str(recipe.get("job", "")) if isinstance(recipe, dict) else ""
-
-
-def _places(report: dict[str, object]) -> list[object]:
-    places = report.get("without_question")
-    return places if isinstance(places, list) else []
 
 
 def _append(file: Path, content: bytes) -> None:

@@ -35,7 +35,8 @@ from memserve.errors import (
 )
 from memserve.gateway.modules import failures
 from memserve.gateway.modules.deletion import ModuleDeletion
-from memserve.gateway.modules.distil_work import DistilWork, Outcome, Standing, erased_meanwhile, job_of
+from memserve.gateway.modules.distil_work import DistilWork, Outcome, Standing, erased_meanwhile
+from memserve.gateway.modules.distilled_version import job_of
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.modules.registry.distillations import HELD, HeldJob, KeptDistillation
 from memserve.metrics.instruments import GatewayMetrics

@@ -100,6 +100,19 @@ async def test_what_cannot_be_published_is_refused_before_it_is_trained(
     assert not any(worker.distillations for worker in gateway.workers)
 
 
+async def test_a_worker_that_distils_something_else_is_passed_over_for_one_that_does_not(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
+    await town(gateway, tmp_path)
+    for busy, idle in (gateway.workers, reversed(gateway.workers)):
+        busy.refuses["distil"] = "this worker distils something else now; ask again when that has ended"
+        version = await client.modules.distil("handbook", TOWN)
+        assert version is not None and len(idle.distillations) == 1
+        del busy.refuses["distil"]
+        idle.distillations.clear()
+        busy.distillations.clear()
+
+
 class Waiting:
     """The work of a job, which ends when the test says so."""
 
