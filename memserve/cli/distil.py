@@ -128,7 +128,14 @@ def distil(
         return
     kind = kind_named(options.kind)
     if dry_run:
-        plan = call.client.modules.plan_distil(name, choice.choice(), kind=kind, seed=options.seed)
+        plan = call.client.modules.plan_distil(
+            name,
+            choice.choice(),
+            kind=kind,
+            recipe=options.chosen_recipe(),
+            seed=options.seed,
+            from_reference=options.from_reference,
+        )
         call.show(plan, text=Group(*plan_lines(plan)))
         return
     with progress_bar(f"distilling {name}") as bar:

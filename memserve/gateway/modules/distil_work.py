@@ -120,8 +120,12 @@ class DistilWork:
         self._continuing = Continuing(memory, memories)
 
     async def plan(self, tenant: Tenant, asked: Distillation) -> DistilPlan:
-        """What would be trained on. Raises InvalidField, NamespaceNotFound, MemoryNotFound."""
+        """What would be trained on. Raises InvalidField, NamespaceNotFound, MemoryNotFound.
+
+        What would be refused of a version that is trained on is refused: ModuleNotFound, OtherBase too.
+        """
         selection = await self._memories.select(tenant, asked.choice, time.time())
+        sources_of(selection, await self._continuing.parent(tenant, asked))
         return await self._memories.computed(tenant, partial(plan_of, selection, asked))
 
     async def run(
