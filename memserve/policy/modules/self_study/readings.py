@@ -103,7 +103,7 @@ _SENTENCE_MARKS = (".", "!", "?", ":")
 _BEGINNINGS = re.compile(
     r"^(?:note(?: that)?[:,]?\s+|records? (?:say|says|show|shows) that\s+|as of [\w ]{2,20}?,?\s+(?=the\s)|"
     r"(?:it is (?:known|said|recorded) that|remember(?: that)?[:,]?|today,?|now,?|please note(?: that)?[:,]?|"
-    r"(?:warning|reminder|attention|fact|fyi|info|update|correction)[:,])"
+    r"(?:warning|reminder|attention|fact|fyi|info|update|correction|hint|tip|important)[:,])"
     r"\s+)",
     re.IGNORECASE,
 )
@@ -149,7 +149,9 @@ _MORE = re.compile(
     r",?\s+(?:and|but|while)\s+(?:the|its|his|her|their)\s+(?:\S+\s+){1,5}?(?:is|are|was|were)\s.*$"
 )
 """What a sentence says behind the value: of the value, or another fact."""
-_ASKING = re.compile(r"^(?:who|what|which|when|where|why|how|is|are|was|were|has|had|have)$", re.IGNORECASE)
+_NO_LABEL = re.compile(
+    r"^(?:who|what|which|when|where|why|how|is|are|was|were|has|had|have|the|an?|nearly|all|some)$", re.I
+)
 _MARKS = re.compile(r"(?:\.+|!+)$")
 _ARTICLES = ("the", "a", "an")
 _QUOTES = "\"'“”‘’«»"
@@ -265,7 +267,7 @@ def _reading(form: Form, match: re.Match[str], stem: str) -> Reading | None:
         copula = copula.lower()
         if value.startswith(("the ", "The ")) and match.re is _ATTRIBUTE_FORMS[3]:
             return None
-        if match.re in _LABELLED and (_ASKING.match(attribute) or re.search(r" (?:of|for) ", attribute)):
+        if match.re in _LABELLED and _NO_LABEL.match(attribute):
             return None
     if not subject or not attribute or not _is_value(value):
         return None
