@@ -83,7 +83,7 @@ _OPENING = "\"'(“‘«"
 _TITLE = re.compile(
     r"(?:^|[\s(\"'“‘«])"
     r"(?:dr|mr|mrs|ms|prof|st|rev|gen|capt|col|lt|sgt|hon|mt|ft|vs|approx|ca|e\.g|i\.e)\.$",
-    re.I,
+    re.IGNORECASE,
 )
 _NUMBER_MARK = re.compile(r"(?:^|[\s(])(?:no|nr|vol|fig|p|pp|art|sec|ch)\.$", re.I)
 _INITIALS = re.compile(r"(?:^|[\s(.-])[^\W\d_]\.$")
