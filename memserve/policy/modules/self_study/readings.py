@@ -88,8 +88,8 @@ _TITLE = re.compile(
 _NUMBER_MARK = re.compile(r"(?:^|[\s(])(?:no|nr|vol|fig|p|pp|art|sec|ch)\.$", re.I)
 _INITIALS = re.compile(r"(?:^|[\s(.-])[^\W\d_]\.$")
 _SENTENCE_WORDS = re.compile(
-    r"(?:the|a|an|it|its|he|she|they|we|this|that|these|those|there|in|on|at|for|from|by|to|note|nobody|no|if|"
-    r"when|after|before|since|all|both|each|every|some)\b",
+    r"(?:the|a|an|it|its|he|she|they|we|this|that|these|those|there|in|on|at|for|from|by|to|note|nobody|no|"
+    r"if|when|after|before|since|all|both|each|every|some)\b",
     re.IGNORECASE,
 )
 """What a sentence begins with, and a name does not."""
