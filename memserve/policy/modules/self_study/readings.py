@@ -22,6 +22,8 @@ from enum import StrEnum
 
 MAX_SENTENCE_CHARS = 400
 MAX_VALUE_WORDS = 8
+MAX_VALUE_BYTES = 512
+"""A probe takes no longer answer. A script without spaces has long words."""
 MAX_ATTRIBUTE_WORDS = 5
 MAX_READINGS = 64
 """Of one memory: a passage of a document can hold a page of sentences."""
@@ -291,7 +293,11 @@ def _cloze(stem: str) -> Reading | None:
 
 
 def _is_value(value: str) -> bool:
-    return 0 < len(value.split()) <= MAX_VALUE_WORDS and any(letter.isalnum() for letter in value)
+    return (
+        0 < len(value.split()) <= MAX_VALUE_WORDS
+        and len(value.encode()) <= MAX_VALUE_BYTES
+        and any(letter.isalnum() for letter in value)
+    )
 
 
 def _inside(subject: str) -> str:

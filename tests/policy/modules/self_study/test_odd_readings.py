@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
+from memserve.memory.modules.probes import Probes, parse_probes
 from memserve.policy.modules.self_study import wording
+from memserve.policy.modules.self_study.asking import probe_sets
 from memserve.policy.modules.self_study.draw import Draw
 from memserve.policy.modules.self_study.inventing import other_value
 from memserve.policy.modules.self_study.readings import Form, all_readings_of, read_sentence, sentences
+from memserve.policy.modules.self_study.study import Mix, Study
 
 
 @pytest.mark.parametrize(
@@ -111,3 +116,31 @@ def test_a_text_without_an_end_is_split_in_time() -> None:
     for text in ("A. " * 2000, "Dr. " * 2000, "the a of " * 900, "x: " * 2500, "is of the " * 800):
         assert sentences(text)
         all_readings_of(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The code of {e}%d is {v!r}.",
+        "The {0} of %%s%d is <b>five</b>.",
+        "The code of 😀%d is 5.",
+        "Der Koch %d von Tarn ist Ida.",
+        "Столица города %d есть Москва.",
+        'The motto of T%d is "a "b" c".',
+        "The area of T%d is ².",
+        "The name of N%d is N.",
+        "The code of T%d is ٣٤٥.",
+        "The code of " + "G" * 300 + "%d is 5.",
+    ],
+)
+def test_lessons_and_probes_of_odd_memories_can_be_drawn_and_published(text: str) -> None:
+    readings = [reading for place in range(8) for reading in all_readings_of(text.replace("%d", str(place)))]
+    assert len(readings) == 8
+    study, draw = Study(readings), Draw(random.Random("odd").random)
+    assert study.facts() and len(study.replay(draw, 100, Mix())) == 100
+    sets = probe_sets(study, draw, 0.5)
+    assert [each.name for each in parse_probes(Probes(sets).canonical()).sets] == [each.name for each in sets]
+
+
+def test_a_value_that_no_probe_takes_is_not_read() -> None:
+    assert all_readings_of(f"The poem of Tarn is {'波' * 300}.") == []
