@@ -211,11 +211,11 @@ class ModuleDistillation:
     async def _keep(self, held: HeldJob, kept: KeptDistillation) -> None:
         """Have the work done, and hold the job meanwhile."""
         tenant = self._named(held.tenant, held.principal)
+        standing = Standing(plan=kept.plan, progress=kept.job.progress, version=kept.job.version)
         if kept.job.taken_up > TAKEN_UP_MAX:
             reason = f"given up: {TAKEN_UP_MAX} gateways have ended while they worked on it"
-            await self._end(held, DistillationState.FAILED, {"reason": reason})
+            await self._failed(held, tenant, standing, reason, "")
             return
-        standing = Standing(plan=kept.plan, progress=kept.job.progress, version=kept.job.version)
         work = self._background.begin(
             f"distilling {held.module}",
             self._worked(tenant, kept.asked, held, standing),

@@ -19,7 +19,7 @@ from memserve.client import AsyncClient
 from memserve.domain import DistilChoice, Distillation, DistillationState, DistilPlan, Recipe, Tenant
 from memserve.gateway.modules.deletion import ModuleDeletion
 from memserve.gateway.modules.distil_work import DistilWork, Outcome, Standing
-from memserve.gateway.modules.distillation import ModuleDistillation
+from memserve.gateway.modules.distillation import TAKEN_UP_MAX, ModuleDistillation
 from memserve.memory.erasures.store import KeptErasures
 from memserve.memory.texts.records import memory_key
 from memserve.processes.supervised import Background
@@ -111,6 +111,31 @@ async def test_a_worker_that_distils_something_else_is_passed_over_for_one_that_
         del busy.refuses["distil"]
         idle.distillations.clear()
         busy.distillations.clear()
+
+
+async def test_a_job_that_outlives_no_gateway_is_given_up_and_leaves_no_version(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
+    await town(gateway, tmp_path)
+    held = lost(gateway)
+    await client.modules.publish(
+        "handbook", gateway.workers[0].distilled, recipe=json.dumps({"job": held.job_id})
+    )
+    await gateway.parts.modules.store.begin_distillation(held, Distillation("handbook", TOWN))
+    registry = redis.Redis.from_url(gateway.redis.url)
+    [key] = list(registry.scan_iter("*distillations*"))
+    job = json.loads(cast(bytes, registry.hget(key, "handbook")))
+    registry.hset(key, "handbook", json.dumps(job | {"held_until": 0, "taken_up": TAKEN_UP_MAX}))
+
+    async def given_up() -> bool:
+        [job] = await client.modules.distillations()
+        return job.state is DistillationState.FAILED
+
+    await eventually(given_up)
+    [ended] = await client.modules.distillations()
+    assert "given up" in ended.reason
+    assert (await failure_of(client.modules.get("handbook"))).code is grpc.StatusCode.NOT_FOUND
+    assert not any(worker.distillations for worker in gateway.workers)
 
 
 class Waiting:
