@@ -71,7 +71,7 @@ class Reading:
             found = _DONE_BY.match(self.attribute)
         else:
             found = _DOER.match(self.attribute) if self.form is Form.ATTRIBUTE else None
-        return (_plain(self.subject), found[1].casefold()) if found else None
+        return (_plain(self.subject), f"by whom: {found[1].casefold()}") if found else None
 
     @property
     def said(self) -> str:
