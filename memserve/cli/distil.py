@@ -25,7 +25,8 @@ from memserve.domain import (
     ModuleVersion,
     Recipe,
 )
-from memserve.errors import StartupError
+from memserve.errors import InvalidField, StartupError
+from memserve.policy.modules.recipes import SEED_MAX, check_recipe
 
 LINE_S = 5.0
 """Between two lines about one stage."""
@@ -70,7 +71,7 @@ class TrainingOptions:
     budget_s: Annotated[
         float, typer.Option("--budget-s", min=0, help="Processor seconds. 0: what suits the model's size.")
     ] = 0.0
-    seed: Annotated[int, typer.Option(min=0, help="Of questions and training.")] = 0
+    seed: Annotated[int, typer.Option(min=0, max=SEED_MAX, help="Of questions and training.")] = 0
     recipe: Annotated[
         list[str] | None,
         typer.Option(help=f"NAME=NUMBER, of {', '.join(_GIVEN)}; may be repeated."),
@@ -94,7 +95,13 @@ class TrainingOptions:
                 numbers[name] = type(numbers[name])(number)
             except ValueError:
                 raise StartupError(f"{each!r}: {number!r} is no {type(numbers[name]).__name__}") from None
-        return Recipe(**numbers)
+        recipe = Recipe(**numbers)
+        try:
+            # Before it is a message, which has no place for larger numbers.
+            check_recipe(recipe)
+        except InvalidField as error:
+            raise StartupError(f"{error.field}: {error.rule}") from None
+        return recipe
 
 
 @modules_app.command("distil")
@@ -121,7 +128,14 @@ def distil(
         return
     kind = kind_named(options.kind)
     if dry_run:
-        plan = call.client.modules.plan_distil(name, choice.choice(), kind=kind, seed=options.seed)
+        plan = call.client.modules.plan_distil(
+            name,
+            choice.choice(),
+            kind=kind,
+            recipe=options.chosen_recipe(),
+            seed=options.seed,
+            from_reference=options.from_reference,
+        )
         call.show(plan, text=Group(*plan_lines(plan)))
         return
     with progress_bar(f"distilling {name}") as bar:

@@ -32,6 +32,7 @@ from memserve.domain import Alias, ModuleKind, ModuleVersion, WorkerResidency
 from memserve.domain.kinds import KINDS, kind_of_name
 from memserve.errors import StartupError
 from memserve.plain import json_line
+from memserve.policy.modules.recipes import SEED_MAX
 
 modules_app = typer.Typer(
     help="Modules: knowledge in weights, in immutable versions behind aliases.\n\n"
@@ -86,7 +87,7 @@ class CompositionOptions:
         float,
         typer.Option(min=0, max=1, help="Share of weights kept (ties, dare) or core (core). 0: the default."),
     ] = 0.0
-    seed: Annotated[int, typer.Option(min=0, help="Seed of dare's choice.")] = 0
+    seed: Annotated[int, typer.Option(min=0, max=SEED_MAX, help="Seed of dare's choice.")] = 0
     notes: Annotated[str, typer.Option(help="Kept with the version.")] = ""
 
 

@@ -346,7 +346,7 @@ def _distillation(
 ) -> ModuleDistillation:
     work = DistilWork(
         parts.modules,
-        ChosenMemories(parts.texts, parts.tokenizing),
+        ChosenMemories(parts.texts, parts.tokenizing, parts.layout.tokenizer.special_token_in),
         parts.pool,
         ModuleTrial(parts.pool),
         gatekeeper,

@@ -84,6 +84,9 @@ class Trainings:
             parent=Parent(digest, await files(digest)) if digest else None,
             old_texts=tuple(request.old_texts),
         )
+        if self._under_way.locked():
+            # Another call has come first while the parent's files did.
+            raise Distilling
         async with self._under_way:
             # Entered before the task begins, and left after it has ended, whose folder then may go.
             with self._kept.noting(order.digest, request.memory_keys):

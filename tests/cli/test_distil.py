@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from memserve.cli.distil import LINE_S, Told, next_lines, progress_line
+from memserve.cli.distil import LINE_S, Told, TrainingOptions, next_lines, progress_line
 from memserve.domain import DistilProgress, ModuleKind
+from memserve.errors import StartupError
 from tests.client.examples import VERSION
 
 STEP = DistilProgress("training", 20, 90, 61.2, 12_345, 0.0421)
@@ -49,3 +50,19 @@ def test_at_the_end_stands_how_to_ask_the_candidate(kind: ModuleKind, option: st
     ask, promote = (str(each) for each in next_lines(replace(VERSION, kind=kind)))
     assert f"{option} {VERSION.reference}" in ask
     assert f"memserve modules promote {VERSION.module} {VERSION.version}" in promote
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("steps=99999999999", "recipe.steps: must be from 0 to 5000"),
+        ("rows=-1", "recipe.rows: must be from 0 to 64"),
+        ("rate=nan", "recipe.rate: must be from 0 to 0.5, not nan"),
+        ("rank=1e3", "'1e3' is no int"),
+        ("depth=3", "a recipe has steps"),
+    ],
+)
+def test_a_recipe_that_no_message_can_carry_is_refused_by_its_field(given: str, told: str) -> None:
+    with pytest.raises(StartupError) as refused:
+        TrainingOptions(recipe=[given]).chosen_recipe()
+    assert told in str(refused.value)

@@ -320,11 +320,18 @@ class ModuleCalls:
         raise RuntimeError("the stream ended without a result")
 
     def plan_distil(
-        self, name: str, choice: DistilChoice, *, kind: ModuleKind = ModuleKind.LORA, seed: int = 0
+        self,
+        name: str,
+        choice: DistilChoice,
+        *,
+        kind: ModuleKind = ModuleKind.LORA,
+        recipe: Recipe = DEFAULT_RECIPE,
+        seed: int = 0,
+        from_reference: str = "",
     ) -> DistilPlan:
         """What `distil` would train on. Nothing is trained."""
         request = distil_request(
-            name, kind, choice, DEFAULT_RECIPE, budget_s=0.0, seed=seed, notes="", dry_run=True, cancel=False
+            name, kind, choice, recipe, seed=seed, dry_run=True, from_reference=from_reference
         )
         stub = self._connection.stubs.modules
         with contextlib.closing(self._connection.stream(stub.DistilModule, request)) as responses:

@@ -87,11 +87,11 @@ def distil_request(
     choice: DistilChoice,
     recipe: Recipe,
     *,
-    budget_s: float,
-    seed: int,
-    notes: str,
-    dry_run: bool,
-    cancel: bool,
+    budget_s: float = 0.0,
+    seed: int = 0,
+    notes: str = "",
+    dry_run: bool = False,
+    cancel: bool = False,
     from_reference: str = "",
 ) -> pb.DistilModuleRequest:
     return pb.DistilModuleRequest(

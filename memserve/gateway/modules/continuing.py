@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from memserve.domain import Distillation, ModuleKind, ModuleVersion, Tenant
 from memserve.domain.lineage import memories_of, source_of
 from memserve.errors import InvalidField
-from memserve.gateway.modules.chosen_memories import ChosenMemories
+from memserve.gateway.modules.chosen_memories import ChosenMemories, as_many_as_fit
 from memserve.memory.modules.kinds.table import PROBES_FILE
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.modules.probes import Probes, parse_probes
@@ -53,7 +54,7 @@ class Continuing:
         named = memories_of(version.sources)
         if not asked.recipe.old_share:
             return Parent(version, (), ())
-        kept = await self._memories.unchanged(tenant, named)
+        kept = as_many_as_fit(await self._memories.unchanged(tenant, named, time.time()))
         if not kept:
             raise InvalidField(
                 "from_reference",

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from memserve.domain import (
     ModuleVersion,
     Tenant,
 )
-from memserve.domain.lineage import MemoryVersionName, memories_of, source_of
+from memserve.domain.lineage import MemoryVersionName, memories_of
 from memserve.domain.worker_calls import (
     ComposedPiece,
     DistillationRequest,
@@ -38,15 +38,17 @@ from memserve.domain.worker_calls import (
 from memserve.errors import InvalidField, InvalidModule, MemserveError, NoWorker
 from memserve.gateway.layout import PromptLayout
 from memserve.gateway.modules.chosen_memories import ChosenMemories
-from memserve.gateway.modules.continuing import Continuing, Parent
+from memserve.gateway.modules.continuing import Continuing
+from memserve.gateway.modules.distilled_version import job_of, names_of, recipe_text, sources_of
 from memserve.gateway.modules.gatekeeper import Gatekeeper
 from memserve.gateway.modules.lifecycle import ModuleLifecycle
 from memserve.gateway.modules.trial import ModuleTrial
 from memserve.gateway.workers.picking import least_loaded, workers_for
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.memory.answers.store import module_key
+from memserve.gateway.workers.pooled_worker import PooledWorker
 from memserve.memory.erasures.store import KeptErasures
-from memserve.memory.modules.memory import SOURCES_MAX, ParametricMemory, Publication
+from memserve.memory.modules.memory import ParametricMemory, Publication
 from memserve.memory.modules.registry.distillations import BEGUN
 from memserve.memory.texts.records import memory_key
 from memserve.policy.modules.references import LIVE
@@ -120,8 +122,13 @@ class DistilWork:
         self._continuing = Continuing(memory, memories)
 
     async def plan(self, tenant: Tenant, asked: Distillation) -> DistilPlan:
-        """What would be trained on. Raises InvalidField, NamespaceNotFound, MemoryNotFound."""
-        return plan_of(await self._memories.select(tenant, asked.choice, time.time()), asked)
+        """What would be trained on. Raises InvalidField, NamespaceNotFound, MemoryNotFound.
+
+        What would be refused of a version that is trained on is refused: ModuleNotFound, OtherBase too.
+        """
+        selection = await self._memories.select(tenant, asked.choice, time.time())
+        sources_of(selection, await self._continuing.parent(tenant, asked))
+        return await self._memories.computed(tenant, partial(plan_of, selection, asked))
 
     async def run(
         self,
@@ -135,7 +142,7 @@ class DistilWork:
 
         standing: says how far it is. hold: raises where the job is no longer this gateway's.
         """
-        version = await self._published_before(tenant, asked, job_id)
+        version = await self.published(tenant, asked.name, job_id)
         if version is None:
             version = await self._made(tenant, asked, job_id, standing, hold)
         standing.version = version.version
@@ -143,13 +150,11 @@ class DistilWork:
         version = await self._judged(tenant, version, standing)
         return await self._by_policy(tenant, version)
 
-    async def _published_before(
-        self, tenant: Tenant, asked: Distillation, job_id: str
-    ) -> ModuleVersion | None:
-        """The version that the job published before its gateway was lost."""
-        if await self._memory.store.module(tenant.name, asked.name) is None:
+    async def published(self, tenant: Tenant, module: str, job_id: str) -> ModuleVersion | None:
+        """The version that the job has published: before its gateway was lost, or as it was ended."""
+        if await self._memory.store.module(tenant.name, module) is None:
             return None
-        newest, _ = await self._memory.store.versions(tenant.name, asked.name, limit=NEWEST)
+        newest, _ = await self._memory.store.versions(tenant.name, module, limit=NEWEST)
         return next((version for version in newest if job_of(version) == job_id), None)
 
     async def _made(
@@ -162,12 +167,13 @@ class DistilWork:
     ) -> ModuleVersion:
         begun_s = time.time()
         selection = await self._memories.select(tenant, asked.choice, begun_s)
-        standing.plan = plan_of(selection, asked)
+        standing.plan = await self._memories.computed(tenant, partial(plan_of, selection, asked))
         standing.memory_keys = _keys_of(tenant.name, selection)
         parent = await self._continuing.parent(tenant, asked)
         if parent:
             standing.memory_keys += _keys(tenant.name, memories_of(parent.version.sources))
             standing.memory_keys += (module_key(parent.version.digest),)
+        sources = sources_of(selection, parent)
         recipe = replace(asked.recipe, rank=max(asked.recipe.rank, parent.version.rank)) if parent else None
         request = DistillationRequest(
             kind=asked.kind,
@@ -188,39 +194,45 @@ class DistilWork:
                 name=asked.name,
                 kind=asked.kind,
                 files=(),
-                sources=_sources(selection, parent),
-                recipe=_recipe_text(asked, job_id, selection, report, parent),
+                sources=sources,
+                recipe=recipe_text(asked, job_id, selection, report, parent),
                 notes=asked.notes,
                 parents=(parent.version.digest,) if parent else (),
             )
             await hold()
-            if await self._erasures.erased_since(tenant.name, standing.memory_keys, begun_s):
-                raise erased_meanwhile()
+            await self._check_erased(tenant, standing, begun_s)
             version = await self._memory.publish(
                 tenant, publication, folder, partial(self._trial.moves_logits, tenant.name)
             )
             standing.version = version.version
-            # It takes seconds to publish a version.
-            if await self._erasures.erased_since(tenant.name, standing.memory_keys, begun_s):
-                raise erased_meanwhile()
+            # An erasure that came while it was published has not seen it, or has marked what it erases.
+            await self._check_erased(tenant, standing, begun_s)
             return version
+
+    async def _check_erased(self, tenant: Tenant, standing: Standing, begun_s: float) -> None:
+        """Raises InvalidField where a memory was erased since then."""
+        if await self._erasures.erased_since(tenant.name, standing.memory_keys, begun_s):
+            raise erased_meanwhile()
 
     async def _trained(
         self, tenant: Tenant, request: DistillationRequest, scratch: Path, standing: Standing
     ) -> tuple[Path, dict[str, object]]:
         """Returns a folder within `scratch` with the module's files, and the worker's report."""
         losses = tries = 0
+        refused: set[str] = set()
         heard_s = time.monotonic()
         while True:
             folder = scratch / f"{tries}"
             tries += 1
             await self._memory.files.run(tenant.name, folder.mkdir)
             try:
-                worker = least_loaded(workers_for(self._pool, tenant.name))
+                worker = self._worker(tenant, refused)
+                refused.add(worker.lease.worker_id)
                 with worker.calling() as calls:
                     async with aclosing(calls.distil(request)) as events:
                         async for event in events:
                             heard_s = time.monotonic()
+                            refused.discard(worker.lease.worker_id)
                             if isinstance(event, DistilProgress):
                                 standing.progress = event
                             elif isinstance(event, ComposedPiece):
@@ -243,6 +255,16 @@ class DistilWork:
             # A worker that starts again, or that distils something else, is there in a while.
             standing.progress = replace(standing.progress, stage="waiting")
             await asyncio.sleep(ASK_AGAIN_S)
+
+    def _worker(self, tenant: Tenant, refused: set[str]) -> PooledWorker:
+        """The least loaded of those that have not refused in this round. Raises NoWorker.
+
+        A worker that distils something else has no load of it: it would be the least loaded for ever.
+        """
+        workers = workers_for(self._pool, tenant.name)
+        if not (others := [each for each in workers if each.lease.worker_id not in refused]):
+            refused.clear()
+        return least_loaded(others or workers)
 
     async def _judged(self, tenant: Tenant, version: ModuleVersion, standing: Standing) -> ModuleVersion:
         """With its gate report."""
@@ -270,6 +292,11 @@ class DistilWork:
             return Outcome(version)
         reason = "the policy promote_distilled names the tenant, and the version has passed the gate"
         try:
+            named = memories_of(version.sources)
+            unchanged = dict(await self._memories.unchanged(tenant, named, time.time()))
+            if changed := [each for each in named if each not in unchanged]:
+                told = f"{len(changed)} of its memories have changed since, the first is {changed[0]}"
+                return Outcome(version, not_promoted=f"not promoted: {told}")
             promotion = self._lifecycle.promote(
                 tenant,
                 version.module,
@@ -295,7 +322,7 @@ def plan_of(selection: Selection, asked: Distillation) -> DistilPlan:
             readings.setdefault(reading.key, reading)
     if not readings:
         raise InvalidField("memories", "none states a fact that can be asked for by itself")
-    study = Study(list(readings.values()))
+    study = Study(list(readings.values()), phrasings=asked.recipe.phrasings or None)
     facts = study.facts()
     draw = Draw(random.Random(f"{asked.seed}:plan").random)
     shown = draw.sample(facts, EXAMPLES)
@@ -314,7 +341,7 @@ def erased_meanwhile() -> InvalidField:
 
 
 def _keys_of(tenant: str, selection: Selection) -> tuple[str, ...]:
-    return _keys(tenant, _names_of(selection))
+    return _keys(tenant, names_of(selection))
 
 
 def _keys(tenant: str, memories: Iterable[MemoryVersionName]) -> tuple[str, ...]:
@@ -322,61 +349,6 @@ def _keys(tenant: str, memories: Iterable[MemoryVersionName]) -> tuple[str, ...]
     names = [(each.namespace, each.memory_id) for each in memories]
     names += [(namespace, "") for namespace in dict.fromkeys(namespace for namespace, _ in names)]
     return tuple(memory_key(tenant, namespace, memory_id) for namespace, memory_id in names)
-
-
-def _names_of(selection: Selection) -> list[MemoryVersionName]:
-    return [MemoryVersionName(each.namespace, each.memory_id, each.version) for each in selection.memories]
-
-
-def _sources(selection: Selection, parent: Parent | None) -> tuple[str, ...]:
-    """The memories with their versions: one a source, as many as a version keeps."""
-    named = [source_of(each) for each in _names_of(selection)]
-    named += [source for source in (parent.sources if parent else ()) if source not in named]
-    return tuple(named) if len(named) <= SOURCES_MAX else tuple(_joined(named))
-
-
-def _joined(named: list[str]) -> list[str]:
-    """Several of one line, so that all fit."""
-    each = -(-len(named) // SOURCES_MAX)
-    return [" ".join(named[start : start + each]) for start in range(0, len(named), each)]
-
-
-def _recipe_text(
-    asked: Distillation,
-    job_id: str,
-    selection: Selection,
-    report: dict[str, object],
-    parent: Parent | None,
-) -> str:
-    continued = {"from": parent.version.reference, "asked_again": len(parent.texts)} if parent else {}
-    return json.dumps(
-        {
-            "method": "distil",
-            "kind": str(asked.kind),
-            "recipe": asdict(asked.recipe),
-            "seed": asked.seed,
-            "budget_s": asked.budget_s,
-            **continued,
-            "memories": len(selection.memories),
-            "left_out": len(selection.left_out),
-            "measured": {**report, "without_question": len(_places(report))},
-            "job": job_id,
-        }
-    )
-
-
-def job_of(version: ModuleVersion) -> str:
-    """The id of the job that made the version. Empty: none did."""
-    try:
-        recipe = json.loads(version.recipe)
-    except ValueError:
-        return ""
-    return str(recipe.get("job", "")) if isinstance(recipe, dict) else ""
-
-
-def _places(report: dict[str, object]) -> list[object]:
-    places = report.get("without_question")
-    return places if isinstance(places, list) else []
 
 
 def _append(file: Path, content: bytes) -> None:

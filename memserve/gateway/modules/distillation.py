@@ -35,7 +35,8 @@ from memserve.errors import (
 )
 from memserve.gateway.modules import failures
 from memserve.gateway.modules.deletion import ModuleDeletion
-from memserve.gateway.modules.distil_work import DistilWork, Outcome, Standing, erased_meanwhile, job_of
+from memserve.gateway.modules.distil_work import DistilWork, Outcome, Standing, erased_meanwhile
+from memserve.gateway.modules.distilled_version import job_of
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.modules.registry.distillations import HELD, HeldJob, KeptDistillation
 from memserve.metrics.instruments import GatewayMetrics
@@ -161,6 +162,9 @@ class ModuleDistillation:
             log.warning("distillations are looked at later: %s", error)
             return
         for kept in taken:
+            if kept.job.job_id in self._working:
+                # The registry was away for longer than a hold. The work goes on, and is held again.
+                continue
             log.info("distilling %s is taken up for the %d. time", kept.job.module, kept.job.taken_up)
             self._start(kept)
 
@@ -186,6 +190,9 @@ class ModuleDistillation:
             raise InvalidField("kind", f"{asked.kind} cannot be distilled; {', '.join(KINDS)} can")
         check_recipe(asked.recipe)
         check_budget(asked.budget_s)
+        most = self._memory.base.max_rank
+        if asked.kind is ModuleKind.LORA and asked.recipe.rank > most:
+            raise InvalidField("recipe.rank", f"at most {most} (setting max_lora_rank)")
         await self._memory.check_new_version("name", tenant.name, asked.name, asked.kind)
 
     async def _again(self, tenant: str, module: str, job_id: str) -> KeptDistillation:
@@ -204,11 +211,11 @@ class ModuleDistillation:
     async def _keep(self, held: HeldJob, kept: KeptDistillation) -> None:
         """Have the work done, and hold the job meanwhile."""
         tenant = self._named(held.tenant, held.principal)
+        standing = Standing(plan=kept.plan, progress=kept.job.progress, version=kept.job.version)
         if kept.job.taken_up > TAKEN_UP_MAX:
             reason = f"given up: {TAKEN_UP_MAX} gateways have ended while they worked on it"
-            await self._end(held, DistillationState.FAILED, {"reason": reason})
+            await self._failed(held, tenant, standing, reason, "")
             return
-        standing = Standing(plan=kept.plan, progress=kept.job.progress, version=kept.job.version)
         work = self._background.begin(
             f"distilling {held.module}",
             self._worked(tenant, kept.asked, held, standing),
@@ -309,10 +316,16 @@ class ModuleDistillation:
             await self._remove(tenant, held.module, held.job_id, standing.version)
 
     async def _remove(self, tenant: Tenant, module: str, job_id: str, number: int) -> str:
-        """Delete the version that the job has made, if it has. Returns what stays, for a person."""
-        if not number:
-            return ""
+        """Delete the version that the job has made, if it has. Returns what stays, for a person.
+
+        number: 0 where it is not known. The job may have been ended while it published.
+        """
         try:
+            if not number:
+                made = await self._work.published(tenant, module, job_id)
+                number = made.version if made is not None else 0
+            if not number:
+                return ""
             # Equal content was there before, perhaps.
             if job_of(await self._memory.version(tenant.name, module, number)) != job_id:
                 return ""
@@ -321,7 +334,7 @@ class ModuleDistillation:
             return ""
         except MemserveError as error:
             log.warning("%s@%d of an ended distillation stays: %s", module, number, error)
-            return f"; {module}@{number} stays: {error}"
+            return f"; {module}@{number} stays: {error}" if number else ""
         return ""
 
     async def _end(

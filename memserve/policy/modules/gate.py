@@ -16,6 +16,8 @@ from memserve.domain import GateFigure
 CALIBRATION = "calibration"
 """The figure over all sets that base and module should answer alike. No set has this name."""
 CONFIDENCE_BINS = 10
+SHORT_CHARS = 3
+"""A word of so few letters stands by chance in longer ones."""
 # Shares are quotients. Two that are equal on paper differ by at most this much.
 _ROUNDING = 1e-9
 
@@ -121,10 +123,14 @@ def confidence(logprobs: Sequence[float]) -> float:
 
 
 def right(answer: str, expected: Iterable[str], match: Match = Match.EQUALS) -> bool:
-    """Whether an answer equals or contains an expected one. Case and white space do not count."""
+    """Whether an answer equals or contains an expected one. Case and white space do not count.
+
+    A number is not contained in a longer one ("5" in "15"), a word of up to three letters not in the middle
+    of another ("Bo" in "about").
+    """
     text = _normal(answer)
     if match is Match.CONTAINS:
-        return any(_normal(right_text) in text for right_text in expected)
+        return any(_contains(text, _normal(right_text)) for right_text in expected)
     return any(_normal(right_text) == text for right_text in expected)
 
 
@@ -242,6 +248,20 @@ def _judged(probe_set: ProbeSet, answers: Sequence[Answer]) -> list[tuple[float,
 
 def _share(judged: Sequence[tuple[float, bool]]) -> float:
     return sum(correct for _, correct in judged) / len(judged) if judged else 0.0
+
+
+def _contains(text: str, expected: str) -> bool:
+    at = text.find(expected)
+    while at >= 0 and expected:
+        before, after = text[max(0, at - 1) : at], text[at + len(expected) : at + len(expected) + 1]
+        longer = (before.isdecimal() and expected[0].isdecimal()) or (
+            after.isdecimal() and expected[-1].isdecimal()
+        )
+        is_short = len(expected) <= SHORT_CHARS and expected.isascii() and expected.isalpha()
+        if not longer and not (is_short and before.isascii() and before.isalpha()):
+            return True
+        at = text.find(expected, at + 1)
+    return not expected
 
 
 def _normal(text: str) -> str:

@@ -13,6 +13,8 @@ from memserve.policy.modules.self_study.study import Mix
 
 SMALL_MODEL_PARAMETERS = 20_000_000
 MAX_STEPS, MAX_ROWS, MAX_RANK = 5000, 64, 128
+SEED_MAX = 2**53
+"""JSON has no larger whole number."""
 MAX_PHRASINGS, MAX_TOKENS = 64, 4096
 LEAST_BUDGET_S, MAX_BUDGET_S = 5.0, 24 * 3600.0
 LEAST_STEPS = 20
@@ -114,6 +116,16 @@ def facts_asked(recipe: Recipe, medians: Sequence[float]) -> int:
     return max(1, round(recipe.rows * share))
 
 
+def old_asked(asked: int, share: float, step: int) -> int:
+    """How many of a step's questions ask for what a parent was made of. Both old and new facts come.
+
+    share: the recipe's `old_share`. Of a single question, old ones have so many of the steps.
+    """
+    if asked < 2 or not share:
+        return math.floor((step + 1) * share) - math.floor(step * share) if asked else 0
+    return max(1, min(asked - 1, round(asked * share)))
+
+
 def default_budget_s(kind: ModuleKind, parameters: int) -> float:
     """Processor seconds."""
     if parameters <= SMALL_MODEL_PARAMETERS:
@@ -150,8 +162,13 @@ class Course:
 
         medians: the last steps' median losses of the values' tokens (arXiv 2605.24657: the median follows
         accuracy, the mean does not). kept: the last steps' mean divergences of the replayed answers.
-        spent_share: of the budget.
+        spent_share: of the budget. When it is used up, the course ends: one that went on after a kill has
+        worked for that again.
         """
+        if spent_share >= 1 and step + 1 >= LEAST_STEPS:
+            self.steps = step + 1
+            self.why = "the budget was used"
+            return
         if step + 1 >= self.fall_from:
             return
         known = all(

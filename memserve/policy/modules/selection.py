@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from memserve.domain.distilling import MemoryLeftOut
@@ -21,7 +21,7 @@ from memserve.domain.memories import (
 )
 from memserve.errors import InvalidField
 from memserve.policy.modules.self_study.readings import all_readings_of, readings_of
-from memserve.policy.recall.duplicates import Candidate, findings_of, word_overlap
+from memserve.policy.recall.duplicates import Candidate, Statements, findings_of
 from memserve.policy.recall.words import words_of
 
 LEAST_FACTS = 4
@@ -29,6 +29,8 @@ LEAST_FACTS = 4
 MOST_MEMORIES = 512
 MOST_TEXT_BYTES = 8 << 10
 MOST_BYTES = 256 << 10
+MOST_FACTS = 2048
+"""Each is asked in dozens of phrasings, and all of them are laid out before the first step."""
 MOST_CHANGES = 1
 """A memory whose text changed more often is not stable."""
 COMPARED_OVERLAP = 0.6
@@ -45,17 +47,24 @@ class Selection:
     left_out: tuple[MemoryLeftOut, ...]
 
 
-def select(histories: Sequence[MemoryHistory], now_s: float, chains: Mapping[str, int]) -> Selection:
+def select(
+    histories: Sequence[MemoryHistory],
+    now_s: float,
+    chains: Mapping[tuple[str, str], int],
+    control_token: Callable[[str], str | None] = lambda text: None,
+) -> Selection:
     """Sort out what can be distilled.
 
-    chains: by memory id, how many memories it has superseded, one after the other.
+    chains: by namespace and id, how many memories it has superseded, one after the other.
+    control_token: the control token of the served model that a text spells, if it does. A memory may be older
+    than the model.
     Raises InvalidField for too few, too many or too long memories, and for those that contradict each other.
     """
     chosen: list[Memory] = []
     left_out: list[MemoryLeftOut] = []
     for history in histories:
         memory = history.current
-        reason = _unfit(history, now_s, chains.get(memory.memory_id, 0))
+        reason = unfit(memory, now_s, control_token) or _unstable(history, chains.get(memory.name, 0))
         if reason:
             left_out.append(MemoryLeftOut(memory.namespace, memory.memory_id, reason))
         else:
@@ -65,6 +74,8 @@ def select(histories: Sequence[MemoryHistory], now_s: float, chains: Mapping[str
         raise InvalidField("memories", f"1 to {MOST_MEMORIES} can be distilled, not {len(chosen)}{why}")
     check_texts([memory.text for memory in chosen])
     stated = len({reading.key for memory in chosen for reading in readings_of(memory.text)})
+    if stated > MOST_FACTS:
+        raise InvalidField("memories", f"state {stated} facts, at most {MOST_FACTS} are distilled at once")
     if stated < LEAST_FACTS:
         raise InvalidField(
             "memories",
@@ -72,10 +83,7 @@ def select(histories: Sequence[MemoryHistory], now_s: float, chains: Mapping[str
             f'needed{why}; a sentence such as "The founder of Velmora is Ida Kern." states one',
         )
     if pairs := list(itertools.islice(contradictions(chosen), NAMED)):
-        named = ", ".join(
-            f"{first.memory_id} and {'itself' if second is first else second.memory_id}"
-            for first, second in pairs
-        )
+        named = ", ".join(_named(first, second) for first, second in pairs)
         raise InvalidField("memories", f"contradict each other: {named}; forget or supersede one of each")
     return Selection(tuple(chosen), tuple(left_out))
 
@@ -89,9 +97,16 @@ def check_texts(texts: Sequence[str]) -> None:
         )
 
 
-def _unfit(history: MemoryHistory, now_s: float, superseded: int) -> str:
-    """Why the memory is not distilled; "" for no reason."""
-    memory = history.current
+def _named(first: Memory, second: Memory) -> str:
+    if second is first:
+        return f"{first.memory_id} and itself"
+    if first.namespace == second.namespace:
+        return f"{first.memory_id} and {second.memory_id}"
+    return f"{first.namespace}/{first.memory_id} and {second.namespace}/{second.memory_id}"
+
+
+def unfit(memory: Memory, now_s: float, control_token: Callable[[str], str | None]) -> str:
+    """Why what the memory says now is not trained on; "" for no reason. control_token: as of `select`."""
     if memory.state is not MemoryState.LIVE:
         return f"is {memory.state}"
     if memory.valid_from_s is not None and memory.valid_from_s > now_s:
@@ -102,11 +117,15 @@ def _unfit(history: MemoryHistory, now_s: float, superseded: int) -> str:
         return "has a condition"
     if len(memory.text.encode()) > MOST_TEXT_BYTES:
         return f"is longer than {MOST_TEXT_BYTES} bytes"
+    if token := control_token(memory.text):
+        return f"spells the model's control token {token!r}"
+    return ""
+
+
+def _unstable(history: MemoryHistory, superseded: int) -> str:
     texts = [version.memory.text for version in history.versions]
     changes = history.dropped + sum(before != after for before, after in itertools.pairwise(texts))
-    if changes + superseded > MOST_CHANGES:
-        return f"has changed {changes + superseded} times"
-    return ""
+    return f"has changed {changes + superseded} times" if changes + superseded > MOST_CHANGES else ""
 
 
 def contradictions(memories: Sequence[Memory]) -> Iterator[tuple[Memory, Memory]]:
@@ -114,23 +133,27 @@ def contradictions(memories: Sequence[Memory]) -> Iterator[tuple[Memory, Memory]
     by_id = {(memory.namespace, memory.memory_id): memory for memory in memories}
     stated: dict[tuple[str, str], tuple[str, Memory]] = {}
     words = [frozenset(words_of(memory.text)) for memory in memories]
+    statements = Statements()
     for place, memory in enumerate(memories):
         for link in memory.links:
             other = by_id.get((link.namespace or memory.namespace, link.memory_id))
             if other is not None and link.kind is LinkKind.CONTRADICTS:
                 yield other, memory
-        against: set[str] = set()
+        against: set[object] = set()
         for reading in all_readings_of(memory.text):
-            value, first = stated.setdefault(reading.key, (reading.value.casefold(), memory))
-            if value != reading.value.casefold():
-                against.add(first.memory_id)
-                yield first, memory
+            for key in dict.fromkeys((reading.key, reading.agent_key)):
+                value, first = (
+                    stated.setdefault(key, (reading.said, memory)) if key else (reading.said, memory)
+                )
+                if value != reading.said and first.name not in against:
+                    against.add(first.name)
+                    yield first, memory
+        own = words[place]
         alike = [
-            Candidate(other, None, word_overlap(other.text, memory.text))
+            Candidate(other, None, len(own & theirs) / max(1, min(len(own), len(theirs))))
             for other, theirs in zip(memories[:place], words, strict=False)
-            if other.memory_id not in against
-            and len(words[place] & theirs) >= COMPARED_OVERLAP * max(1, len(words[place] | theirs))
+            if other.name not in against and len(own & theirs) >= COMPARED_OVERLAP * max(1, len(own | theirs))
         ]
-        for finding in findings_of(memory, alike):
+        for finding in findings_of(memory, alike, statements=statements):
             if finding.kind in (FindingKind.CONTRADICTION, FindingKind.UPDATE):
                 yield by_id[(finding.namespace, finding.memory_id)], memory

@@ -108,17 +108,24 @@ def word_overlap(first: str, second: str) -> float:
 
 
 def findings_of(
-    new: Memory, candidates: Sequence[Candidate], rules: RelationRules = DEFAULT_RULES
+    new: Memory,
+    candidates: Sequence[Candidate],
+    rules: RelationRules = DEFAULT_RULES,
+    statements: Statements | None = None,
 ) -> tuple[Finding, ...]:
-    """What the rules see, the surest first. A memory that is not live, or is itself, is passed over."""
+    """What the rules see, the surest first. A memory that is not live, or is itself, is passed over.
+
+    statements: of a caller that compares many memories with each other.
+    """
     findings = []
-    written = _Statement.of(new.text)
+    statements = Statements() if statements is None else statements
+    written = statements.of(new.text)
     for memory, cosine, overlap in candidates:
         itself = memory.name == new.name
         near = overlap >= rules.least_overlap or (cosine is not None and cosine >= rules.least_cosine)
         if itself or memory.state is not MemoryState.LIVE or not near or not _hold_together(memory, new):
             continue
-        relation = _relation(_Statement.of(memory.text), written, rules)
+        relation = _relation(statements.of(memory.text), written, rules)
         if relation is None:
             continue
         if relation.kind is FindingKind.CONTRADICTION:
@@ -173,6 +180,18 @@ class _Statement:
         units = units_of(spelt)
         content = [unit.text for unit in units if unit.is_content]
         return _Statement(spelt, units, content, negations_in(spelt, units) > 0)
+
+
+class Statements:
+    """Texts as the rules read them, each read once."""
+
+    def __init__(self) -> None:
+        self._read: dict[str, _Statement] = {}
+
+    def of(self, text: str) -> _Statement:
+        if text not in self._read:
+            self._read[text] = _Statement.of(text)
+        return self._read[text]
 
 
 def _relation(old: _Statement, new: _Statement, rules: RelationRules) -> Relation | None:
@@ -309,6 +328,10 @@ def _is_behind_the_subject(before: list[Unit], after: list[Unit], *, numbers: bo
     if copula is not None and any(unit.is_content for unit in before[:copula]):
         return True
     if len(content) < 2 or before[0].text in PREPOSITIONS:
+        return False
+    if any(unit.text in COPULAS for unit in after[:-1]):
+        # "The code of gate 1 is 4711": what stands before the verb says of what it is told. A verb at the
+        # very end, as in Hindi, says nothing of that.
         return False
     if numbers:
         # The rest of a date, or the unit of a measure.

@@ -17,6 +17,7 @@ from memserve.domain import (
     DistillationState,
     DistilPlan,
     DistilProgress,
+    Recipe,
 )
 from memserve.memory.modules.registry.distillations import HELD, HeldJob
 from tests.contract.scripted_worker import Script
@@ -72,6 +73,12 @@ async def test_a_dry_run_shows_what_would_be_trained_on_and_asks_no_worker(
     plan = await client.modules.plan_distil("handbook", TOWN)
     assert (plan.memories, plan.facts, [each.memory_id for each in plan.left_out]) == (4, 4, ["old"])
     assert plan.questions > 50 and plan.probes > 100 and plan.examples
+    few = await client.modules.plan_distil("handbook", TOWN, recipe=Recipe(phrasings=1))
+    assert few.questions == 4
+    absent = await failure_of(client.modules.plan_distil("handbook", TOWN, from_reference="handbook@7"))
+    assert absent.code is grpc.StatusCode.NOT_FOUND
+    steep = await failure_of(client.modules.plan_distil("handbook", TOWN, recipe=Recipe(rate=0.9)))
+    assert "recipe.rate" in steep.detail
     assert not any(worker.distillations for worker in gateway.workers)
 
 

@@ -44,6 +44,27 @@ def test_an_answer_is_right_apart_from_case_and_white_space() -> None:
     assert not right("The colour is blue.", ("red",), Match.CONTAINS)
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected", "is_right"),
+    [
+        ("It is 15 m high.", "5 m", False),
+        ("It is 15 m, no, 5 m high.", "5 m", True),
+        ("In 1931.", "193", False),
+        ("The code is 4821.", "4821", True),
+        ("It was about noon.", "Bo", False),
+        ("In Florida.", "Ida", False),
+        ("Ida's.", "Ida", True),
+        ("Dogs bark.", "dog", True),
+        ("I cannot mention it.", "not mention", True),
+        ("他叫波。", "波", True),
+    ],
+)
+def test_a_number_or_a_short_word_within_another_is_no_answer(
+    answer: str, expected: str, is_right: bool
+) -> None:
+    assert right(answer, (expected,), Match.CONTAINS) is is_right
+
+
 def test_confidence_is_the_geometric_mean_of_the_tokens_probabilities() -> None:
     assert confidence([math.log(0.5), math.log(0.125)]) == pytest.approx(0.25)
     assert confidence([]) == 0.0

@@ -16,6 +16,7 @@ from memserve.policy.modules.recipes import (
     check_recipe,
     facts_asked,
     for_model,
+    old_asked,
 )
 
 
@@ -102,3 +103,26 @@ def test_a_recipe_for_a_model_has_a_number_for_everything() -> None:
         check_recipe(recipe)
         assert min(recipe.steps, recipe.rows, recipe.fresh, recipe.rate) > 0
     assert for_model(replace(DEFAULT_RECIPE, steps=33), ModuleKind.LORA, 1).steps == 33
+
+
+def test_a_course_that_went_on_after_kills_ends_with_its_budget() -> None:
+    """The fall had begun, and what comes before training was done again and again."""
+    course = Course(1000, 0.0, fall_from=300)
+    course.note(310, [1.0] * 8, [0.01] * 8, 1.0)
+    assert (course.steps, course.why) == (311, "the budget was used")
+    young = Course(1000, 0.0)
+    young.note(LEAST_STEPS - 2, [1.0] * 8, [0.01] * 8, 3.0)
+    assert young.steps >= LEAST_STEPS
+
+
+@pytest.mark.parametrize("share", [0.01, 0.35, 0.9])
+@pytest.mark.parametrize("asked", [1, 2, 5, 6, 30])
+def test_old_and_new_facts_are_both_asked_at_every_share(asked: int, share: float) -> None:
+    of_old = [old_asked(asked, share, step) for step in range(200)]
+    assert 0 < sum(of_old) < 200 * asked
+    assert all(0 <= each <= asked for each in of_old)
+
+
+def test_no_old_fact_is_asked_where_none_is_wanted() -> None:
+    assert {old_asked(asked, 0.0, step) for asked in (1, 6) for step in range(9)} == {0}
+    assert old_asked(6, 0.35, 7) == 2

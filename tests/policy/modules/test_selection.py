@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -67,8 +68,8 @@ def test_a_fact_that_changed_twice_is_never_distilled() -> None:
         chosen = select(town_now, NOW_S, {})
         assert (len(chosen.memories) == 5) == stays
     assert [each.reason for each in chosen.left_out] == ["has changed 2 times"]
-    assert select(town(), NOW_S, {"m2": 2}).left_out[0].memory_id == "m2"
-    assert select(town(), NOW_S, {"m2": 1}).left_out == ()
+    assert select(town(), NOW_S, {("town", "m2"): 2}).left_out[0].memory_id == "m2"
+    assert select(town(), NOW_S, {("town", "m2"): 1}).left_out == ()
 
 
 @pytest.mark.parametrize(
@@ -119,3 +120,76 @@ def test_too_few_too_many_and_too_long_memories_are_refused() -> None:
         select(long, NOW_S, {})
     too_long = select([*town(), history(memory(9, "x" * (selection.MOST_TEXT_BYTES + 1)))], NOW_S, {})
     assert too_long.left_out[0].reason == "is longer than 8192 bytes"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("The founder of Tarn is Ida Kern.", "Tarn was founded by Bo Lind."),
+        ("The mill is managed by Ida Kern.", "The mill's manager is Bo Lind."),
+        ("THE CODE OF TARN IS 4711.", "The code of Tarn is 4712."),
+        ("The code of Zoé is 4711.", "Zoe\u0301's code is 4712."),
+        ("The frost of Tarn is -5 °C.", "The frost of Tarn is 5 °C."),
+        ("The head of Tarn is Dr. Ida Kern.", "The head of Tarn is Dr. Bo Lind."),
+        ("Der Koch von Tarn ist Ida.", "Der Koch von Tarn ist Bo."),
+    ],
+)
+def test_the_same_fact_with_another_value_is_refused_in_any_spelling(first: str, second: str) -> None:
+    other = replace(memory(9, second), namespace="inn")
+    with pytest.raises(InvalidField, match="contradict each other: town/m8 and inn/m9"):
+        select([*town(), history(memory(8, first)), history(other)], NOW_S, {})
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("The length of Tarn is 1,000 m.", "Tarn's length is 1000 m."),
+        ("The founder of Tarn is Ida Kern.", "Tarn was founded by ida kern."),
+        ("The author of C is Ida.", "The author of C++ is Bo."),
+        ("The design of Tarn is blue.", "The designer of Tarn is Bo Lind."),
+        ("The captain of team A is Ida.", "The captain of team B is Bo."),
+        ("The head of Tarn is Dr. Ida Kern.", 'The head of Tarn is "Dr. Ida Kern".'),
+        ("The code of gate 1 is 4711.", "The code of gate 2 is 4711."),
+    ],
+)
+def test_another_thing_or_another_spelling_is_no_contradiction(first: str, second: str) -> None:
+    assert (
+        len(select([*town(), history(memory(8, first)), history(memory(9, second))], NOW_S, {}).memories) == 7
+    )
+
+
+def test_hundreds_of_memories_of_one_form_are_compared_in_seconds() -> None:
+    many = [
+        memory(place, f"The door code of gate {place} by the sea is {4000 + place}.") for place in range(512)
+    ]
+    begun_s = time.process_time()
+    assert list(selection.contradictions(many)) == []
+    assert time.process_time() - begun_s < 15
+
+
+def test_more_facts_than_can_be_laid_out_are_refused() -> None:
+    pages = [
+        history(memory(page, " ".join(f"The code of gate {page}x{n} is {n}." for n in range(60))))
+        for page in range(40)
+    ]
+    with pytest.raises(InvalidField, match="state 2400 facts, at most 2048"):
+        select(pages, NOW_S, {})
+
+
+def test_what_spells_a_control_token_of_the_model_is_left_out() -> None:
+    chosen = select(
+        [*town(), history(memory(9, "The cook of <|end|> is Bo."))],
+        NOW_S,
+        {},
+        lambda text: "<|end|>" if "<|end|>" in text else None,
+    )
+    assert [(each.memory_id, each.reason) for each in chosen.left_out] == [
+        ("m9", "spells the model's control token '<|end|>'")
+    ]
+
+
+def test_how_often_a_memory_was_superseded_is_its_own() -> None:
+    """Two namespaces may have memories with one id."""
+    other = history(replace(memory(2, "The cook of Tarn is Bo."), namespace="inn"))
+    chosen = select([*town(), other], NOW_S, {("inn", "m2"): 2})
+    assert [(each.namespace, each.memory_id) for each in chosen.left_out] == [("inn", "m2")]

@@ -87,6 +87,8 @@ def test_another_value_or_the_opposite_is_a_contradiction(old: str, new: str) ->
     ("old", "new"),
     [
         ("The code of the north gate is 4071.", "The code of the south gate is 4071."),
+        ("The code of gate 1 is 4071.", "The code of gate 2 is 4071."),
+        ("The code of gate 1 is 4071.", "The code of gate 2 is 4072."),
         ("The lamp in room 5 is red.", "The lamp in room 6 is red."),
         ("Anna's bike is red.", "Ben's bike is red."),
         ("4071 is the code of the north gate.", "4071 is the code of the south gate."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memserve.api.grpc.convert.modules import SEED_MAX, kind_number, kind_of, version
+from memserve.api.grpc.convert.modules import kind_number, kind_of, version
 from memserve.domain import (
     DEFAULT_RECIPE,
     DistilChoice,
@@ -20,7 +20,7 @@ from memserve.gateway.modules.distillation import DistillationStopped, Event
 from memserve.memory.modules.kinds.table import check_module_name
 from memserve.memory.modules.memory import check_text
 from memserve.pb.v1 import module_pb2 as pb
-from memserve.policy.modules.recipes import check_budget, check_recipe
+from memserve.policy.modules.recipes import SEED_MAX, check_budget, check_recipe
 from memserve.policy.modules.references import parse_reference
 
 NAMESPACES_MAX = 64

@@ -27,12 +27,12 @@ from memserve.memory.modules.kinds.table import check_module_name
 from memserve.memory.modules.memory import Publication, check_text
 from memserve.memory.modules.uploads import UploadFile
 from memserve.pb.v1 import module_pb2 as pb
+from memserve.policy.modules.recipes import SEED_MAX
 from memserve.policy.modules.references import LIVE, check_alias_name, parse_reference
 from memserve.policy.modules.traffic import check_targets
 
 PARENTS_MAX = 8
 RANK_MAX = 1024
-SEED_MAX = 2**53
 
 PLACES = {place: getattr(pb, f"MODULE_PLACE_{place.name}") for place in ModulePlace.known()}
 METHODS = {

@@ -237,7 +237,7 @@ def _other_number(draw: Draw, value: str) -> str:
         first = True
         digits = []
         for letter in value:
-            if letter.isdigit():
+            if letter.isdecimal():
                 digits.append(str(1 + draw.below(9)) if first else str(draw.below(10)))
                 first = False
             else:

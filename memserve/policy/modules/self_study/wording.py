@@ -121,7 +121,11 @@ def statements(subject: str, attribute: str, value: str) -> list[str]:
 
 
 def with_value(reading: Reading, value: str) -> str:
-    """The reading's own sentence with another value."""
+    """The reading's own sentence with another value. It may stand in the subject's name too."""
+    if not reading.sentence.endswith(f"{reading.value}.") and reading.sentence.startswith(
+        f"{reading.value} "
+    ):
+        return value + reading.sentence[len(reading.value) :]
     before, _, after = reading.sentence.rpartition(reading.value)
     return f"{before}{value}{after}"
 

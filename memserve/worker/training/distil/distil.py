@@ -38,6 +38,7 @@ from memserve.policy.modules.recipes import (
     facts_asked,
     for_model,
     mix_for,
+    old_asked,
     taught_rows,
 )
 from memserve.policy.modules.self_study.asking import probe_sets
@@ -237,7 +238,7 @@ class _Training:
     def _batch(self, student: Student, facts: Facts, old: Facts, step: int) -> list[_Example]:
         recipe, draw, standing = self._recipe, self._draw("step", step), self._standing
         asked = facts_asked(recipe, standing.medians)
-        of_old = round(asked * recipe.old_share) if old else 0
+        of_old = old_asked(asked, recipe.old_share, step) if old else 0
         batch = self._next(draw, facts, standing.asked, asked - of_old)
         batch += self._next(draw, old, standing.asked_old, of_old)
         standing.asked += asked - of_old
@@ -325,6 +326,7 @@ class _Training:
         if tolds:
             losses = losses.index_put((led.nonzero()[:, 0],), _divergence(tolds, logprobs[led]))
         loss = (losses * weights_of).sum() / len(batch)
+        check_loss(loss.item(), self._standing.step, self._recipe.rate)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(list(weights.values()), 1.0)
@@ -359,6 +361,13 @@ def _divergence(tolds: Sequence[Told], logprobs: Tensor) -> Tensor:
     rest = (1 - theirs.exp().sum(1)).clamp(min=1e-6)
     our_rest = (1 - ours.exp().sum(1)).clamp(min=1e-6)
     return (theirs.exp() * (theirs - ours)).sum(1) + rest * (rest.log() - our_rest.log())
+
+
+def check_loss(loss: float, step: int, rate: float) -> None:
+    """Raises InvalidField for a training that has come apart. What is trained is lost by then."""
+    if not math.isfinite(loss):
+        rule = f"{rate:g} is too high: after {step} steps the loss is no number any more"
+        raise InvalidField("recipe.rate", rule)
 
 
 def _stride(count: int) -> int:

@@ -37,7 +37,9 @@ class DistilOrder:
 
     @property
     def digest(self) -> str:
-        """Of all that decides about the result."""
+        """Of all that decides about the result, but for the budget: with more of it a training goes on.
+
+        Raises OSError for a chat template that cannot be read."""
         facts = [
             self.base_digest,
             self.texts,
@@ -49,6 +51,8 @@ class DistilOrder:
         ]
         if self.parent is not None:
             facts += [self.parent.digest, self.old_texts]
+        if self.chat_template is not None:
+            facts.append(self.chat_template.read_text(encoding="utf-8"))
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memserve.errors import InvalidField
-from memserve.policy.modules.self_study.readings import Reading, readings_of
+from memserve.policy.modules.self_study.readings import MAX_SENTENCE_CHARS, Reading, readings_of
+
+MAX_SOURCE_CHARS = 2 * MAX_SENTENCE_CHARS
 
 
 def read_memories(texts: Sequence[str]) -> tuple[list[tuple[str, list[Reading]]], list[int]]:
@@ -46,6 +48,11 @@ def read_old_memories(
 def sources_of(memories: Sequence[tuple[str, Sequence[Reading]]]) -> list[str]:
     """What the teacher of each reading has in its prompt, in the readings' order.
 
-    It is the memory; of a memory that states several facts, the sentence: a weak base misreads a whole page.
+    It is the memory; of a memory that states several facts, or is long, the sentence: a weak base misreads a
+    whole page.
     """
-    return [text if len(found) == 1 else reading.sentence for text, found in memories for reading in found]
+    return [
+        text if len(found) == 1 and len(text) <= MAX_SOURCE_CHARS else reading.sentence
+        for text, found in memories
+        for reading in found
+    ]

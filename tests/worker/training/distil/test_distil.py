@@ -22,7 +22,7 @@ from memserve.memory.modules.probes import parse_probes
 from memserve.model.files import open_model
 from memserve.worker.training.distil import checkpoint
 from memserve.worker.training.distil import distil as distilling
-from memserve.worker.training.distil.distil import distil
+from memserve.worker.training.distil.distil import check_loss, distil
 from memserve.worker.training.distil.order import Distilled, DistilOrder
 from memserve.worker.training.distil.prompts import Prompts, Row
 from memserve.worker.training.distil.teacher import Teacher
@@ -214,3 +214,21 @@ def test_memories_without_a_statement_are_refused(tmp_path: Path) -> None:
 def test_a_budget_that_is_too_small_is_refused_with_what_is_needed(tmp_path: Path) -> None:
     with pytest.raises(InvalidField, match=r"processor seconds are too few: 20 steps take about \d+"):
         run(dataclasses.replace(ORDER, budget_s=0.01), tmp_path)
+
+
+def test_a_training_that_comes_apart_is_refused_by_its_rate() -> None:
+    check_loss(3.5, 1, 0.5)
+    for loss in (float("nan"), float("inf")):
+        with pytest.raises(InvalidField, match=r"recipe.rate: 0.5 is too high: after 7 steps"):
+            check_loss(loss, 7, 0.5)
+
+
+def test_another_chat_template_is_another_order(tmp_path: Path) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages }}", encoding="utf-8")
+    order = dataclasses.replace(ORDER, chat_template=template)
+    before = order.digest
+    assert before not in (ORDER.digest, dataclasses.replace(order, seed=4).digest)
+    template.write_text("{{ messages }}!", encoding="utf-8")
+    assert order.digest != before
+    assert dataclasses.replace(order, budget_s=9.0).digest == order.digest
