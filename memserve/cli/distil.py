@@ -240,10 +240,9 @@ def distillations_table(jobs: Sequence[DistillationJob]) -> Table:
 
 def plan_lines(plan: DistilPlan) -> list[RenderableType]:
     """What is trained on, for a person."""
+    memories = "1 memory states" if plan.memories == 1 else f"{plan.memories} memories state"
     lines = [
-        f"{'1 memory states' if plan.memories == 1 else f'{plan.memories} memories state'} {plan.facts} facts: "
-        f"{plan.questions} questions to train on, "
-        f"{plan.probes} for the gate"
+        f"{memories} {plan.facts} facts: {plan.questions} questions to train on, {plan.probes} for the gate"
     ]
     lines += [f"  {example}" for example in plan.examples]
     lines += [f"left out: {each.namespace}/{each.memory_id} {each.reason}" for each in plan.left_out]

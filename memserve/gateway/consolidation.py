@@ -129,7 +129,7 @@ class Consolidations:
         self.store = store
         self._gate = gate
         self._threads = threads
-        self._erasures = erasures
+        self.erasures = erasures
 
     async def plan(self, tenant: Tenant, namespace: str, options: ConsolidationOptions) -> ConsolidationPlan:
         """What would become of the namespace. Raises NamespaceNotFound, and InvalidField for an empty one."""
@@ -256,7 +256,7 @@ class Consolidations:
         namespace = tried.plan.namespace
         names = [(namespace, memory_id) for memory_id in ("", *sorted(tried.plan.memory_ids))]
         keys = [memory_key(tenant.name, *name) for name in names]
-        if await self._erasures.erased_since(tenant.name, keys, begun_s):
+        if await self.erasures.erased_since(tenant.name, keys, begun_s):
             await self.store.forget_consolidations(tenant.name, names)
             raise InvalidField("namespace", "one of its memories was erased meanwhile; consolidate it again")
 

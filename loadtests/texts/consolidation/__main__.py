@@ -36,6 +36,7 @@ from memserve.domain import (
     Tenant,
 )
 from memserve.gateway.consolidation import ConsolidationOptions, Consolidations
+from memserve.memory.erasures.store import KeptErasures
 from memserve.memory.modules.registry.store import ModuleStore
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.memory import VectorMemory
@@ -111,12 +112,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @contextlib.asynccontextmanager
 async def opened(uri: str, redis_url: str, gate: Any) -> AsyncIterator[tuple[VectorMemory, Consolidations]]:
     texts = await VectorMemory.open(uri, BertEmbedder(), redis_url)
-    store, threads = ModuleStore(redis_url), FairThreads("consolidation", 2)
+    store, erasures = ModuleStore(redis_url), KeptErasures(redis_url)
+    threads = FairThreads("consolidation", 2)
     try:
-        yield texts, Consolidations(texts, store, gate, threads)
+        yield texts, Consolidations(texts, store, gate, threads, erasures)
     finally:
         await texts.close()
         await store.close()
+        await erasures.close()
         threads.close()
 
 
@@ -169,12 +172,12 @@ async def failing(texts: VectorMemory, consolidations: Consolidations) -> tuple[
     before = digest(await state(texts))
     threads = FairThreads("failing", 1)
     try:
-        confused = Consolidations(texts, consolidations.store, WrongAfter(), threads)
+        confused = Consolidations(texts, consolidations.store, WrongAfter(), threads, consolidations.erasures)
         tried = await prepared(confused, ConsolidationOptions(budget_s=600.0))
         passed = tried is not None and MergeKind.SUMMARY in {merge.kind for merge in tried.plan.merges}
         if tried is not None and tried.state is ConsolidationState.CANDIDATE:
             await confused.reject(TENANT, NAMESPACE, tried.consolidation_id)
-        late = Consolidations(texts, consolidations.store, Late(), threads)
+        late = Consolidations(texts, consolidations.store, Late(), threads, consolidations.erasures)
         ended = await prepared(late, ConsolidationOptions(budget_s=1.0))
     finally:
         threads.close()

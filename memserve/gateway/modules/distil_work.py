@@ -45,8 +45,8 @@ from memserve.gateway.modules.lifecycle import ModuleLifecycle
 from memserve.gateway.modules.trial import ModuleTrial
 from memserve.gateway.workers.picking import least_loaded, workers_for
 from memserve.gateway.workers.pool import WorkerPool
-from memserve.memory.answers.store import module_key
 from memserve.gateway.workers.pooled_worker import PooledWorker
+from memserve.memory.answers.store import module_key
 from memserve.memory.erasures.store import KeptErasures
 from memserve.memory.modules.memory import ParametricMemory, Publication
 from memserve.memory.modules.registry.distillations import BEGUN
