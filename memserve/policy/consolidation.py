@@ -48,6 +48,8 @@ MOST_WRITES = 128
 COMPARED_SHARE = 0.4
 """Two memories with fewer common words, of those of the longer one, are not compared."""
 _WORD = re.compile(r"\w+")
+_SEVERAL = re.compile(r"[.!?;。！？]\s*\w")
+"""A text of several sentences, also where one ends as an initial does: "Open valve A. Close it"."""
 _MARKED = re.compile(r"[^\W\d_]\d|\d[^\W\d_]|[a-z][A-Z]")
 MERGED_KINDS = (MemoryKind.FACT, MemoryKind.PROCEDURE)
 
@@ -192,7 +194,7 @@ def _say_the_same(first: Memory, second: Memory) -> bool:
         return _spelt(one.value) == _spelt(other.value)
     if _marked(first.text) != _marked(second.text):
         return False
-    if len(sentences(first.text)) > 1 and words_of(first.text) != words_of(second.text):
+    if _SEVERAL.search(first.text) and words_of(first.text) != words_of(second.text):
         return False  # steps in another order
     overlap = word_overlap(first.text, second.text)
     found = findings_of(second, [Candidate(first, None, overlap)])

@@ -47,16 +47,17 @@ class ModuleLifecycle:
         force: bool,
         reason: str,
     ) -> AsyncGenerator[Step | Alias, None]:
-        """Gate the version where it has not passed, load it on every worker, then point the alias at it.
+        """Gate the version where it has no report, load it on every worker, then point the alias at it.
 
-        The alias comes last. Raises GateRefused, AliasConflict, ModuleNotFound, OtherBase, InvalidModule,
+        The alias comes last. What the gate has refused it refuses again without asking; `RunGate` asks anew.
+        Raises GateRefused, AliasConflict, ModuleNotFound, OtherBase, InvalidModule,
         NoWorker.
         """
         await self._store.check_audit(tenant.name)
         version = self._memory.served(await self._memory.version(tenant.name, name, number))
         await self._expect(tenant, name, alias, expected_revision)
         report = version.gate
-        if report is None or not report.passed or report.probes_digest != version.probes_digest:
+        if report is None or report.probes_digest != version.probes_digest:
             async with aclosing(self._gatekeeper.run(tenant, name, number)) as events:
                 async for event in events:
                     if isinstance(event, Step):
