@@ -61,7 +61,8 @@ class GateRefused(MemserveError):
 
     def __init__(self, reference: str, figures: str) -> None:
         super().__init__(
-            f"the gate refuses {reference}: {figures}; promote with force to override, which is recorded"
+            f"the gate refuses {reference}: {figures}; promote with force to override, which is recorded, or "
+            "run the gate to ask its probes anew"
         )
 
 

@@ -219,8 +219,8 @@ class ModuleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PromoteModule(self, request, context):
-        """Runs the gate where it has not passed, then points the alias at the version. Streams progress; the last
-        message has the alias.
+        """Runs the gate where the version has no report, then points the alias at the version. Streams progress; the
+        last message has the alias.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
