@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from memserve.errors import (
     ModuleNotFound,
     NoWorker,
     PicklableError,
+    RegistryUnavailable,
 )
 from memserve.gateway.modules import failures
 from memserve.gateway.modules.deletion import ModuleDeletion
@@ -48,6 +50,10 @@ log = logging.getLogger("memserve.gateway.modules.distillation")
 TELL_EVERY_S = 0.5
 HOLD_EVERY_S = 1.0
 LOOK_S = 2.0
+WITHOUT_REGISTRY_S = 60.0
+"""A call that watches a job ends after so long without the registry."""
+REGISTRY_AGAIN_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""When the work is taken up after the registry was away."""
 """How often a gateway looks for jobs that nobody holds."""
 END_TRIES, END_AGAIN_S = 30, 2.0
 """Of a registry that does not answer at a job's end."""
@@ -113,7 +119,7 @@ class ModuleDistillation:
             parent = await self._memory.heaviest("from_reference", tenant.name, asked.from_reference)
             asked = replace(asked, from_reference=parent.reference)
         kept = await self._begun(tenant, asked)
-        job_id, told_plan = kept.job.job_id, False
+        job_id, told_plan, heard_s = kept.job.job_id, False, time.monotonic()
         while True:
             if kept.plan is not None and not told_plan:
                 told_plan = True
@@ -122,7 +128,14 @@ class ModuleDistillation:
                 break
             yield kept.job.progress
             await asyncio.sleep(TELL_EVERY_S)
-            kept = await self._again(tenant.name, asked.name, job_id)
+            try:
+                kept = await self._again(tenant.name, asked.name, job_id)
+            except RegistryUnavailable:
+                # The job goes on. Who watches it is told no less than what was last known.
+                if time.monotonic() - heard_s > WITHOUT_REGISTRY_S:
+                    raise
+            else:
+                heard_s = time.monotonic()
         if kept.job.state is DistillationState.STOPPED:
             yield DistillationStopped()
         elif kept.job.state is DistillationState.DONE:
@@ -249,13 +262,23 @@ class ModuleDistillation:
     async def _worked(
         self, tenant: Tenant, asked: Distillation, held: HeldJob, standing: Standing
     ) -> Outcome | None:
-        """None: the job is no longer this gateway's."""
-        try:
-            return await self._work.run(
-                tenant, asked, held.job_id, standing, partial(self._hold, held, standing)
-            )
-        except NotHeld:
-            return None
+        """None: the job is no longer this gateway's.
+
+        Where the registry was away the work is done again from where it stands: what is trained is in the
+        worker's checkpoint, and what is published is found by the job's id.
+        """
+        hold = partial(self._hold, held, standing)
+        for wait_s in (*REGISTRY_AGAIN_S, None):
+            try:
+                return await self._work.run(tenant, asked, held.job_id, standing, hold)
+            except NotHeld:
+                return None
+            except RegistryUnavailable as error:
+                if wait_s is None:
+                    raise
+                log.warning("distilling %s goes on in %g s: %s", held.module, wait_s, error)
+                await asyncio.sleep(wait_s)
+        return None
 
     async def _hold_until_done(
         self, held: HeldJob, standing: Standing, work: asyncio.Task[Outcome | None]

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import cast
@@ -17,10 +17,13 @@ import redis
 
 from memserve.client import AsyncClient
 from memserve.domain import DistilChoice, Distillation, DistillationState, DistilPlan, Recipe, Tenant
+from memserve.errors import RegistryUnavailable
+from memserve.gateway.modules import distillation
 from memserve.gateway.modules.deletion import ModuleDeletion
 from memserve.gateway.modules.distil_work import DistilWork, Outcome, Standing
 from memserve.gateway.modules.distillation import TAKEN_UP_MAX, ModuleDistillation
 from memserve.memory.erasures.store import KeptErasures
+from memserve.memory.modules.registry.distillations import DistillationRecords, KeptDistillation
 from memserve.memory.texts.records import memory_key
 from memserve.processes.supervised import Background
 from tests.contract.scripted_worker import Script
@@ -88,6 +91,33 @@ async def test_a_version_whose_memories_changed_meanwhile_is_not_promoted_by_the
         [job] = await running.client.modules.distillations()
         assert job.promoted_to == ""
         assert "1 of its memories have changed since, the first is town/m2@1" in job.reason
+
+
+async def test_a_registry_that_is_away_for_a_moment_fails_neither_the_job_nor_who_watches_it(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await town(gateway, tmp_path)
+    away = {"watching": 3, "working": 2}
+
+    async def kept(records: DistillationRecords, tenant: str, module: str) -> KeptDistillation | None:
+        if (found := await read(records, tenant, module)) is not None and away["watching"]:
+            away["watching"] -= 1
+            raise RegistryUnavailable("TimeoutError")
+        return found
+
+    async def erased(kept: KeptErasures, tenant: str, keys: Sequence[str], since_s: float) -> list[str]:
+        if away["working"]:
+            away["working"] -= 1
+            raise RegistryUnavailable("TimeoutError")
+        return await erased_since(kept, tenant, keys, since_s)
+
+    read, erased_since = DistillationRecords.distillation, KeptErasures.erased_since
+    monkeypatch.setattr(DistillationRecords, "distillation", kept)
+    monkeypatch.setattr(KeptErasures, "erased_since", erased)
+    monkeypatch.setattr(distillation, "REGISTRY_AGAIN_S", (0.01, 0.01, 0.01))
+    version = await client.modules.distil("handbook", TOWN)
+    assert version is not None and version.version == 1
+    assert away == {"watching": 0, "working": 0}
 
 
 async def test_what_cannot_be_published_is_refused_before_it_is_trained(
