@@ -112,12 +112,18 @@ async def test_a_version_whose_probes_fail_is_refused_with_its_figures_and_force
     report = (await client.modules.version("tone@1")).gate
     assert report is not None
     assert not report.passed
+    asked = len(progress)
+    again = await failure_of(
+        client.modules.promote("tone", 1, progress=lambda done, total: progress.append((done, total)))
+    )
+    assert again.detail == refused.detail
+    assert len(progress) == asked  # the probes are not asked anew
     await client.modules.promote("tone", 1, force=True, reason="I know")
     (change,) = await client.modules.history("tone")
     assert change.forced
     assert change.reason.startswith("I know (forced: recall 0")
     events = [event async for event in client.modules.audit()]
-    assert [event.action for event in events] == ["publish", "gate", "gate", "promote"]
+    assert [event.action for event in events] == ["publish", "gate", "promote"]
     assert {event.principal for event in events} == {"anonymous"}
     assert "forced" in events[-1].after
 
