@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from loadtests.harness.stack import running_stack
+from loadtests.harness.stack import running_stack, variant
 from memserve.client import Client
-from memserve.demo import ADAPTERS_DIR
 from memserve.domain import ModulePlace, Sampling
 from memserve.domain.ladder import LadderAction, LadderReport, Rung
 from tests.stack.fixtures import eventually
@@ -74,14 +74,16 @@ def test_pinned_text_that_is_asked_is_kept_warm(acting: Client) -> None:
     assert acting.ladder().use.resident_bytes > 0
 
 
-def test_a_module_of_asked_text_is_loaded_and_taken_down_when_the_text_changes(acting: Client) -> None:
+def test_a_module_of_asked_text_is_loaded_and_taken_down_when_the_text_changes(
+    acting: Client, tmp_path: Path
+) -> None:
     for number in range(8):
         acting.remember("harbour", RULE.format(number=number) * 4, memory_id=f"rule{number}")
     acting.remember("harbour", "The code of Amber Lantern is 4071.", memory_id="code")
     version = acting.modules.publish(
-        "harbour-facts", ADAPTERS_DIR / "harbour", sources=["memory:harbour/code@1"]
+        "harbour-facts", variant("harbour", tmp_path / "harbour"), sources=["memory:harbour/code@1"]
     )
-    acting.modules.promote("harbour-facts", version.version, force=True)
+    acting.modules.promote("harbour-facts", version.version)  # it has no probes
     asked(acting, "harbour")
     eventually(lambda: rung(acting.ladder(), "harbour") is Rung.LORA, timeout_s=60)
     assert moves(acting, "harbour")[-1] == "lora"
@@ -96,4 +98,4 @@ def test_a_module_of_asked_text_is_loaded_and_taken_down_when_the_text_changes(a
     eventually(lambda: rung(acting.ladder(), "harbour") is Rung.TEXT, timeout_s=30)
     answer = acting.generate(QUESTION, namespaces=["harbour"], sampling=SHORT)
     assert answer.route.modules == ()
-    assert answer.route.passages[0].memory.text == "The code of Amber Lantern is 1188."
+    assert "The code of Amber Lantern is 1188." in {hit.memory.text for hit in answer.route.passages}
