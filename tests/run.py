@@ -1,8 +1,8 @@
 """Every test, in two pytest processes at once: `make test`.
 
-The tests of real engines wait for engines to start and to answer, and those that install packages wait for
-these. All other tests run meanwhile. No more than
-one process starts engines, because the memory of a small machine has no room for more.
+The tests of real engines and of Ray wait for these to start and to answer, and those that install packages
+wait for them. All other tests run meanwhile. No more than one process starts engines, because the memory of a
+small machine has no room for more.
 `python -m pytest` runs the same tests one after the other.
 """
 
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-ENGINES = "engine or stack or installs"
+ENGINES = "engine or stack or installs or ray"
 PARTS = {"engines": ENGINES, "others": f"not ({ENGINES})"}
 """The marks of each part's tests, as pytest's option -m takes them."""
 STOP_TIMEOUT_S = 60.0

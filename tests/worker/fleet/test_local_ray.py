@@ -33,6 +33,8 @@ import psutil, ray
 start_local_ray(folder, 2)
 from ray import serve
 from ray.serve.config import ProxyLocation
+
+pytestmark = pytest.mark.ray
 serve.start(proxy_location=ProxyLocation.Disabled)
 
 class Replica:

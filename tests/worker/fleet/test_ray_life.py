@@ -27,6 +27,8 @@ repeating_thread("ray_life", life.look, LOOK_S, threading.Event())
 start_local_ray(folder, 2)
 import ray
 
+pytestmark = pytest.mark.ray
+
 @ray.remote
 class Worker:
     def pid(self):

@@ -24,6 +24,8 @@ from memserve.worker.training.compose import Composed, Progress, compose
 from memserve.worker.training.parent import Parent
 from memserve.worker.training.ray_task import ComposeTaskLost, compose_in_ray
 
+pytestmark = pytest.mark.ray
+
 BOTH = [Parent(name, ADAPTERS_DIR / name) for name in ("harbour", "observatory")]
 
 

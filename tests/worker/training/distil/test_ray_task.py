@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 
+import psutil
 import pytest
 
 from memserve.demo import MODEL_DIR
@@ -19,6 +21,8 @@ from memserve.worker.fleet.local_ray import private_ray_dir, remove_ray_dir, sta
 from memserve.worker.training.distil import ray_task
 from memserve.worker.training.distil.order import Distilled, DistilOrder
 from memserve.worker.training.distil.ray_task import distil_in_ray
+
+pytestmark = pytest.mark.ray
 
 TEXTS = (
     "The captain of Winter Osprey is Bella Engel.",
@@ -45,15 +49,12 @@ def ray_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def task_pids() -> list[int]:
-    """Of the processes that run the task: Ray calls them by its function's name."""
+    """Of this process's own that run the task: Ray calls them by its function's name."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if words.startswith(b"ray::_distil"):
-            found.append(int(folder.name))
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.cmdline()[:1] == ["ray::_distil"]:
+                found.append(process.pid)
     return found
 
 
