@@ -267,18 +267,19 @@ class ModuleDistillation:
         Where the registry was away the work is done again from where it stands: what is trained is in the
         worker's checkpoint, and what is published is found by the job's id.
         """
-        hold = partial(self._hold, held, standing)
-        for wait_s in (*REGISTRY_AGAIN_S, None):
-            try:
-                return await self._work.run(tenant, asked, held.job_id, standing, hold)
-            except NotHeld:
-                return None
-            except RegistryUnavailable as error:
-                if wait_s is None:
-                    raise
-                log.warning("distilling %s goes on in %g s: %s", held.module, wait_s, error)
-                await asyncio.sleep(wait_s)
-        return None
+        run = partial(
+            self._work.run, tenant, asked, held.job_id, standing, partial(self._hold, held, standing)
+        )
+        try:
+            for wait_s in REGISTRY_AGAIN_S:
+                try:
+                    return await run()
+                except RegistryUnavailable as error:
+                    log.warning("distilling %s goes on in %g s: %s", held.module, wait_s, error)
+                    await asyncio.sleep(wait_s)
+            return await run()
+        except NotHeld:
+            return None
 
     async def _hold_until_done(
         self, held: HeldJob, standing: Standing, work: asyncio.Task[Outcome | None]

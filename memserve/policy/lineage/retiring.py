@@ -7,9 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from memserve.domain import Alias, AliasChange, ModuleVersion, TrafficShare
 from memserve.domain.lineage import MemoryVersionName, MovedAlias, Retraining, memories_of
-from memserve.policy.modules.recipes import MAX_BUDGET_S
+from memserve.policy.modules.recipes import MAX_BUDGET_S, SEED_MAX
 
-SEED_MAX = 2**63 - 1
 NO_TARGETS: tuple[TrafficShare, ...] = ()
 
 

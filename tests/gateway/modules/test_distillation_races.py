@@ -58,15 +58,20 @@ async def test_a_version_of_a_memory_that_is_erased_while_it_is_published_goes(
     assert (job.state, job.version) == (DistillationState.FAILED, 0)
 
 
-async def test_a_job_that_is_stopped_before_it_has_told_of_its_version_leaves_none(
-    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
-) -> None:
+async def lost_with_a_version(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+    """A job of a gateway that is gone, which has published its version and has not told of it."""
     await town(gateway, tmp_path)
     held = lost(gateway)
     await client.modules.publish(
         "handbook", gateway.workers[0].distilled, recipe=json.dumps({"job": held.job_id})
     )
     await gateway.parts.modules.store.begin_distillation(held, Distillation("handbook", TOWN))
+
+
+async def test_a_job_that_is_stopped_before_it_has_told_of_its_version_leaves_none(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
+    await lost_with_a_version(gateway, client, tmp_path)
     await client.modules.stop_distil("handbook")
     assert (await failure_of(client.modules.get("handbook"))).code is grpc.StatusCode.NOT_FOUND
 
@@ -146,12 +151,7 @@ async def test_a_worker_that_distils_something_else_is_passed_over_for_one_that_
 async def test_a_job_that_outlives_no_gateway_is_given_up_and_leaves_no_version(
     gateway: RunningGateway, client: AsyncClient, tmp_path: Path
 ) -> None:
-    await town(gateway, tmp_path)
-    held = lost(gateway)
-    await client.modules.publish(
-        "handbook", gateway.workers[0].distilled, recipe=json.dumps({"job": held.job_id})
-    )
-    await gateway.parts.modules.store.begin_distillation(held, Distillation("handbook", TOWN))
+    await lost_with_a_version(gateway, client, tmp_path)
     registry = redis.Redis.from_url(gateway.redis.url)
     [key] = list(registry.scan_iter("*distillations*"))
     job = json.loads(cast(bytes, registry.hget(key, "handbook")))
