@@ -161,7 +161,7 @@ class ModuleCalls:
         reason: str = "",
         progress: Progress = silent,
     ) -> Alias:
-        """Run the gate if the version has not passed it yet, then point the alias (live) at the version.
+        """Run the gate if the version has no report of it, then point the alias (live) at the version.
 
         expected_revision: fail when the alias is at another revision. 0: fail when the alias exists.
         force: promote although the gate refuses. The audit then says so.
