@@ -18,6 +18,8 @@ from memserve.errors import StartupError
 from memserve.worker.fleet import local_ray
 from memserve.worker.fleet.local_ray import private_ray_dir, ray_environment, remove_ray_dir
 
+pytestmark = pytest.mark.ray
+
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
@@ -34,7 +36,6 @@ start_local_ray(folder, 2)
 from ray import serve
 from ray.serve.config import ProxyLocation
 
-pytestmark = pytest.mark.ray
 serve.start(proxy_location=ProxyLocation.Disabled)
 
 class Replica:

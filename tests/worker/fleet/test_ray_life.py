@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = pytest.mark.ray
+
 SCRIPT = """
 import os, sys, threading
 from pathlib import Path
@@ -26,8 +28,6 @@ life = RayLife(1, serving=lambda: state == "serving")
 repeating_thread("ray_life", life.look, LOOK_S, threading.Event())
 start_local_ray(folder, 2)
 import ray
-
-pytestmark = pytest.mark.ray
 
 @ray.remote
 class Worker:
