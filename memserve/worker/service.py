@@ -225,6 +225,7 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
     def _state(self) -> pb.WorkerState:
         now_s = time.monotonic()
         room, load, modules = self._room, self._room.load, self._engine.modules
+        load.rest(now_s)
         costs, queued_tokens = load.costs, load.prompt_tokens + room.waiting_tokens
         return pb.WorkerState(
             running=load.answers,

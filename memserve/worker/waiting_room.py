@@ -40,8 +40,8 @@ WAITING_TOKENS_MAX = 8 << 20
 SHARES = {Priority.LOW.band: 0.1}
 BACKGROUND_PATIENCE_S = 2.0
 """A question of memserve's own that has waited so long goes beside the prompts of users."""
-BACKGROUND_SEATS = 8
-"""For those, while no user has asked within RECENT_S; one otherwise."""
+BACKGROUND_SHARE = 0.75
+"""Of the seats, for those, while no user has asked within RECENT_S. Otherwise they have one seat."""
 BACKGROUND_WAIT_S = 600.0
 
 Item = Waiting["Turn"]
@@ -121,6 +121,7 @@ class EngineRoom:
         timeout_s: of the whole call. Raises Overloaded when the request is refused, at once or later.
         """
         turn = Turn(request, asyncio.get_running_loop().create_future(), self._cached_of(request))
+        self.load.rest(time.monotonic())
         item = self._item(turn, timeout_s)
         self._offer(item)
         try:
@@ -248,7 +249,7 @@ class EngineRoom:
         """memserve's own questions give way to users: one at a time, and beside no prompt of theirs."""
         load, band = self.load, Priority.BACKGROUND.band
         if now_s - self._user_s > RECENT_S and load.bands[band] == len(load):
-            return load.bands[band] < BACKGROUND_SEATS
+            return load.bands[band] < max(BACKGROUND_SHARE * load.seats, 1)
         users = load.prompts_of_band.total() - load.prompts_of_band[band]
         return load.bands[band] == 0 and (users == 0 or now_s - item.arrived_s > BACKGROUND_PATIENCE_S)
 

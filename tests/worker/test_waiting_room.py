@@ -13,6 +13,7 @@ import pytest
 from memserve.domain import Priority, RefusalReason, Sampling
 from memserve.domain.worker_calls import WorkerRequest
 from memserve.errors import Overloaded
+from memserve.policy.routing import engine_load
 from memserve.policy.routing.costs import EngineCosts
 from memserve.policy.routing.engine_load import EngineLoad
 from memserve.worker import waiting_room
@@ -183,9 +184,11 @@ async def test_memserves_own_questions_give_way_to_users() -> None:
 
 async def test_without_users_memserves_own_questions_go_together() -> None:
     async with engine(room_of(seats=32)) as running:
-        for number in range(20):
+        for number in range(30):
             running.ask(f"own {number}", asks(priority=Priority.BACKGROUND))
-        await running.until(lambda: len(running.begun) == waiting_room.BACKGROUND_SEATS)
+        await running.until(lambda: len(running.begun) == 24)
+        await asyncio.sleep(0.1)
+        assert len(running.begun) == 24, "a quarter of the seats is kept for users"
 
 
 async def test_a_tenant_that_fills_the_room_is_refused_and_another_is_not(
@@ -235,3 +238,20 @@ async def test_the_report_has_the_waiting_seconds_by_deadline() -> None:
         assert waiting.total_s == pytest.approx(1.0, rel=0.1)
         assert waiting.before_s(1, time.monotonic() + 6.0) == 0.0
         assert waiting.before_s(1, time.monotonic() + 9.0) == pytest.approx(1.0, rel=0.1)
+
+
+async def test_an_idle_worker_forgets_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = room_of()
+    for number in range(20):
+        key = f"stalled {number}"
+        room.load.began(key, 0.0, tenant="t", band=1, cached_tokens=0, prompt_tokens=100, output_tokens=1)
+        room.load.advanced(key, 100.0 * (number + 1), 1)
+        room.load.ended(key, 100.0 * (number + 1))
+    room.load._since_s = time.monotonic()
+    long = asks(tokens=2000, first_token_s=3.0, refuse_late=True)
+    async with engine(room) as running:
+        with pytest.raises(Overloaded, match="predicted"):
+            await running.ask("refused", long)
+        monkeypatch.setattr(engine_load, "FORGOTTEN_S", 0.0)
+        running.ask("let in", asks(tokens=2000, first_token_s=3.0, refuse_late=True))
+        await running.until(lambda: running.begun == ["let in"])

@@ -50,11 +50,11 @@ log = logging.getLogger("memserve.gateway.modules.distillation")
 TELL_EVERY_S = 0.5
 HOLD_EVERY_S = 1.0
 LOOK_S = 2.0
+"""How often a gateway looks for jobs that nobody holds."""
 WITHOUT_REGISTRY_S = 60.0
 """A call that watches a job ends after so long without the registry."""
 REGISTRY_AGAIN_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """When the work is taken up after the registry was away."""
-"""How often a gateway looks for jobs that nobody holds."""
 END_TRIES, END_AGAIN_S = 30, 2.0
 """Of a registry that does not answer at a job's end."""
 JOBS_MAX = 16

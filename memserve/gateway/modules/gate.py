@@ -45,8 +45,8 @@ from memserve.policy.modules.gate import (
 )
 from memserve.turns import FairThreads
 
-# Probes that are asked at the same time. They are few, so that users' requests keep their turn.
-CONCURRENT = 8
+# Probes that are asked at the same time. The worker lets fewer in where users ask too.
+CONCURRENT = 24
 # An answer is cut off at this length, and is judged as it is.
 MAX_ANSWER_TOKENS = 64
 # A worker that takes longer than this for one answer is asked no more in this run.

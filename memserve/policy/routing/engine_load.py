@@ -15,6 +15,8 @@ FASTEST, SLOWEST = 0.25, 16.0
 LONGEST_FACTOR = 5.0
 """One prompt that took longer than so many times its forecast waited for something else."""
 SMOOTHING = 0.2
+FORGOTTEN_S = 30.0
+"""What the last first tokens have taught does not count after so long without one."""
 SAME_STEP_S = 1e-3
 
 
@@ -79,6 +81,14 @@ class EngineLoad:
     def prompt_tokens(self) -> int:
         """Of the prompts that are yet to be computed."""
         return sum(self._requests[key].context_tokens for key in self._prompts)
+
+    def rest(self, now_s: float) -> None:
+        """Where nothing was measured for long, the calibration counts again.
+
+        What a stall of the machine has taught would refuse long prompts, and nothing would teach better.
+        """
+        if not self._prompts and now_s - self._since_s > FORGOTTEN_S:
+            self._forecast_s = self._took_s = KNOWN_S
 
     def own_s(self, cached_tokens: int, prompt_tokens: int) -> float:
         """What a prompt takes of the engine beside what it answers, and of its seats where they are all

@@ -174,11 +174,11 @@ async def test_a_version_without_probes_passes_without_figures_and_without_a_wor
     assert (report.passed, report.figures, report.worker_id, report.probes_digest) == (True, (), "", "")
 
 
-async def test_at_most_eight_probes_are_asked_at_a_time(setting: Setting) -> None:
+async def test_only_so_many_probes_are_asked_at_a_time(setting: Setting) -> None:
     worker = await setting.worker("w0", Script(hangs_after=0))
-    running = asyncio.create_task(setting.run(_probes(20)))
+    running = asyncio.create_task(setting.run(_probes(2 * CONCURRENT)))
     await until(lambda: len(worker.requests) == CONCURRENT)
-    # A ninth would come now.
+    # The next would come now.
     await asyncio.sleep(0.1)
     assert len(worker.requests) == CONCURRENT == setting.pool.workers["w0"].running
     running.cancel()

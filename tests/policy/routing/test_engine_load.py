@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from memserve.policy.routing.costs import EngineCosts
-from memserve.policy.routing.engine_load import FASTEST, SLOWEST, EngineLoad
+from memserve.policy.routing.engine_load import FASTEST, FORGOTTEN_S, SLOWEST, EngineLoad
 
 COSTS = EngineCosts(step_s=0.01, token_s=1e-3, context_s=0.0, answer_s=1e-3, kv_token_s=0.0, step_limit_s=1.0)
 
@@ -50,6 +50,26 @@ def test_one_prompt_that_waited_for_something_else_hardly_counts() -> None:
     began(load, "stuck", 0.0)
     load.advanced("stuck", 3600.0, 1)
     assert load.pace < 2.0
+
+
+def test_what_a_stall_has_taught_is_forgotten_when_nothing_teaches_better() -> None:
+    """It refused every long prompt at an idle worker, and so was never measured again."""
+    load = EngineLoad(COSTS, seats=4, kv_tokens=10_000)
+    for key in ("a", "b", "c"):
+        began(load, key, 0.0)
+    for number, key in enumerate(("a", "b", "c")):
+        load.advanced(key, 60.0 * (number + 1), 1)
+        load.ended(key, 60.0 * (number + 1))
+    stalled = load.own_s(0, 4000)
+    assert stalled > 4 * COSTS.prefill_s(0, 4000)
+    load.rest(180.0 + FORGOTTEN_S - 1)
+    assert load.own_s(0, 4000) == stalled
+    began(load, "under way", 200.0)
+    load.rest(200.0 + 2 * FORGOTTEN_S)
+    assert load.own_s(0, 4000) == stalled
+    load.ended("under way", 260.0)
+    load.rest(260.0 + FORGOTTEN_S + 1)
+    assert load.own_s(0, 4000) == pytest.approx(COSTS.prefill_s(0, 4000), rel=0.05)
 
 
 @pytest.mark.parametrize(("takes_s", "pace"), [(1e-9, FASTEST), (100.0, SLOWEST)])
