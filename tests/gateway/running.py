@@ -146,10 +146,10 @@ def model_directory(directory: Path) -> Path:
     return folder
 
 
-async def publish_live(client: AsyncClient, name: str, folder: Path, *, force: bool = False) -> ModuleVersion:
-    """Publish a version and promote it. force: where a fake worker's answers would not pass its probes."""
+async def publish_live(client: AsyncClient, name: str, folder: Path) -> ModuleVersion:
+    """Publish a version and promote it."""
     version = await client.modules.publish(name, folder)
-    await client.modules.promote(name, version.version, force=force)
+    await client.modules.promote(name, version.version)
     return version
 
 

@@ -4,6 +4,7 @@ tests.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,13 @@ def store(redis: RedisServer, names: Sequence[str], owner: Owner) -> None:
     servers.close()
 
 
+def without_probes(folder: Path) -> Path:
+    """A demo adapter: its answers are not asked here."""
+    return shutil.copytree(
+        ADAPTERS_DIR / "harbour", folder / "adapter", ignore=shutil.ignore_patterns("probes.json")
+    )
+
+
 DEFAULT = Owner("default")
 
 
@@ -93,7 +101,7 @@ async def test_other_words_another_module_or_another_tenant_are_another_prefix(t
             store(gateway.redis, [member(NAMESPACE, key) for key in chunk_keys(keys, 1)], Owner("anna"))
             assert (await anna.activation.lookup(TEXT)).redis_tokens == len(keys) * BLOCK_TOKENS
             assert (await anna.activation.lookup("Other " + TEXT)).redis_tokens == 0
-            await publish_live(anna, "harbour", ADAPTERS_DIR / "harbour", force=True)
+            await publish_live(anna, "harbour", without_probes(tmp_path))
             assert (await anna.activation.lookup(TEXT, module="harbour")).redis_tokens == 0
             assert (await bert.activation.lookup(TEXT)).redis_tokens == 0
             assert (await bert.activation.evict(TEXT)).removed_chunks == 0
@@ -154,8 +162,8 @@ async def test_pins_are_limited_to_a_share_of_the_quota(tmp_path: Path) -> None:
         assert (usage.pinned_bytes, usage.tenant_quota_bytes) == (0, 4 * VALUE_BYTES)
 
 
-async def test_a_module_versions_kv_is_freed_and_no_other(gateway: RunningGateway) -> None:
-    module = await publish_live(gateway.client, "harbour", ADAPTERS_DIR / "harbour", force=True)
+async def test_a_module_versions_kv_is_freed_and_no_other(gateway: RunningGateway, tmp_path: Path) -> None:
+    module = await publish_live(gateway.client, "harbour", without_probes(tmp_path))
     with_module, without = members(gateway, TEXT, module.digest), members(gateway, TEXT)
     store(gateway.redis, with_module, Owner("default", module.digest))
     store(gateway.redis, without, DEFAULT)

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
 STREAMS = 8
 # Long enough to be under way when the worker dies.
-LONG = Sampling(max_tokens=4000, min_tokens=4000)
+LONG = Sampling(max_tokens=1200, min_tokens=1200)
 SHORT = Sampling(max_tokens=8)
 
 
