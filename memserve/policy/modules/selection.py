@@ -84,7 +84,7 @@ def select(
         )
     if pairs := list(itertools.islice(contradictions(chosen), NAMED)):
         named = ", ".join(_named(first, second) for first, second in pairs)
-        raise InvalidField("memories", f"contradict each other: {named}; forget or supersede one of each")
+        raise InvalidField("memories", f"contradict each other: {named}; forget, supersede or mend one of each")
     return Selection(tuple(chosen), tuple(left_out))
 
 
@@ -99,7 +99,7 @@ def check_texts(texts: Sequence[str]) -> None:
 
 def _named(first: Memory, second: Memory) -> str:
     if second is first:
-        return f"{first.memory_id} and itself"
+        return f"two sentences of {first.memory_id}"
     if first.namespace == second.namespace:
         return f"{first.memory_id} and {second.memory_id}"
     return f"{first.namespace}/{first.memory_id} and {second.namespace}/{second.memory_id}"
