@@ -84,7 +84,9 @@ def select(
         )
     if pairs := list(itertools.islice(contradictions(chosen), NAMED)):
         named = ", ".join(_named(first, second) for first, second in pairs)
-        raise InvalidField("memories", f"contradict each other: {named}; forget, supersede or mend one of each")
+        raise InvalidField(
+            "memories", f"contradict each other: {named}; forget, supersede or mend one of each"
+        )
     return Selection(tuple(chosen), tuple(left_out))
 
 
