@@ -93,11 +93,11 @@ def plan_lines(plan: ConsolidationPlan) -> list[RenderableType]:
 def consolidation_lines(value: Consolidation) -> list[RenderableType]:
     """What has become of it, for a person."""
     probes = value.probes
+    asked = f"asked {probes.asked}, right {probes.right_before} before and {probes.right_after} after"
     told = [
         f"{value.plan.namespace}: {value.state}{f' ({value.reason})' if value.reason else ''}",
         f"{probes.questions} questions: recall finds {probes.found_before} before and "
-        f"{probes.found_after} after; the served model was asked {probes.asked}, right "
-        f"{probes.right_before} before and {probes.right_after} after",
+        f"{probes.found_after} after; the served model was {asked if probes.asked else 'not asked'}",
     ]
     return [*map(line, told), *plan_lines(value.plan)]
 
