@@ -49,8 +49,9 @@ from memserve.turns import FairThreads
 CONCURRENT = 24
 # An answer is cut off at this length, and is judged as it is.
 MAX_ANSWER_TOKENS = 64
-# A worker that takes longer than this for one answer is asked no more in this run.
-PROBE_TIMEOUT_S = 120.0
+# A worker that takes longer than this for one answer is asked no more in this run. Where users ask, it lets
+# in one probe at a time, and the last of those that are asked waits for all others: each has 15 s.
+PROBE_TIMEOUT_S = 15.0 * CONCURRENT
 
 _SAMPLING = Sampling(max_tokens=MAX_ANSWER_TOKENS, logprobs=True)
 

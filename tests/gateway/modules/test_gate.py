@@ -181,6 +181,8 @@ async def test_only_so_many_probes_are_asked_at_a_time(setting: Setting) -> None
     # The next would come now.
     await asyncio.sleep(0.1)
     assert len(worker.requests) == CONCURRENT == setting.pool.workers["w0"].running
+    # A worker that lets in one at a time, because users ask, is not given up for the last in line.
+    assert min(left_s or 0.0 for left_s in worker.deadlines_s.values()) > 14 * CONCURRENT
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
