@@ -5,21 +5,28 @@ Thread-safe. The clock is an argument.
 
 from __future__ import annotations
 
+import statistics
 import threading
+from collections import deque
 
 from memserve.policy.kv.loading import LoadRates
 
-# What is left of a measurement's weight after the next measurement.
+# What is left of a step's or a round trip's weight after the next one.
 MEMORY = 0.7
+# The bandwidth is the median of this many loads: one load that meets a stall of the machine changes nothing,
+# and what three loads in a row meet is believed, also after a slow time.
+LOADS = 5
 # Fewer samples decide nothing. The first load opens connections, and the first step is the engine's warm-up.
 MIN_SAMPLES = 3
 STALE_S = 5.0
+# A load that brought nothing. 0 means unmeasured.
+MIN_BYTES_PER_S = 1.0
 # A shorter load or step counts as this long. Such a time says little about the rate.
 MIN_SECONDS = 1e-5
 
 
 class _Ratio:
-    """Amounts over seconds. Recent samples weigh more."""
+    """Tokens over seconds. Recent steps weigh more, and steps of many tokens."""
 
     def __init__(self) -> None:
         self._amount = self._seconds = 0.0
@@ -42,7 +49,8 @@ class MeasuredRates:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._latency_s = 0.0
-        self._bytes, self._tokens = _Ratio(), _Ratio()
+        self._bytes_per_s: deque[float] = deque(maxlen=LOADS)
+        self._tokens = _Ratio()
         self._loaded_s: float | None = None
 
     def looked_up(self, seconds: float) -> None:
@@ -60,7 +68,8 @@ class MeasuredRates:
         with self._lock:
             # The round trip is taken off, but at most half of the time: a short load says little about the
             # bandwidth.
-            self._bytes.sample(payload_bytes, max(seconds - self._latency_s, seconds / 2))
+            transfer_s = max(seconds - self._latency_s, seconds / 2, MIN_SECONDS)
+            self._bytes_per_s.append(max(payload_bytes / transfer_s, MIN_BYTES_PER_S))
             self._loaded_s = now_s
 
     def prefilled(self, tokens: int, seconds: float) -> None:
@@ -72,4 +81,6 @@ class MeasuredRates:
         """The rates, and whether the rate of loading is stale."""
         with self._lock:
             stale = self._loaded_s is None or now_s - self._loaded_s > STALE_S
-            return LoadRates(self._latency_s, self._bytes.per_s, self._tokens.per_s), stale
+            measured = len(self._bytes_per_s) >= MIN_SAMPLES
+            bytes_per_s = statistics.median(self._bytes_per_s) if measured else 0.0
+            return LoadRates(self._latency_s, bytes_per_s, self._tokens.per_s), stale

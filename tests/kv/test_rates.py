@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memserve.kv.rates import MIN_SAMPLES, STALE_S, MeasuredRates
+from memserve.kv.rates import LOADS, MIN_SAMPLES, STALE_S, MeasuredRates
 
 
 def test_a_rate_is_unknown_before_there_are_enough_measurements() -> None:
@@ -20,21 +20,34 @@ def test_a_rate_is_unknown_before_there_are_enough_measurements() -> None:
     assert known.prefill_tokens_per_s == pytest.approx(1000)
 
 
-def test_the_first_slow_load_is_soon_outweighed() -> None:
-    rates = MeasuredRates()
-    rates.loaded(1000, 10.0, now_s=0.0)
-    for _ in range(20):
-        rates.loaded(1000, 0.001, now_s=0.0)
-    assert rates.now(0.0)[0].bytes_per_s > 30_000
+def test_a_load_that_meets_a_stall_changes_nothing_wherever_it_comes() -> None:
+    for place in range(LOADS + 2):
+        rates = MeasuredRates()
+        for number in range(LOADS + 2):
+            rates.loaded(1000, 1.0 if number == place else 0.01, now_s=0.0)
+            if number + 1 >= MIN_SAMPLES:
+                assert rates.now(0.0)[0].bytes_per_s == pytest.approx(100_000)
 
 
-def test_a_load_without_a_result_lowers_the_rate() -> None:
+@pytest.mark.parametrize("payload_bytes", [1000, 0])
+def test_loads_that_go_on_being_slow_or_bring_nothing_are_believed(payload_bytes: int) -> None:
     rates = MeasuredRates()
-    for _ in range(MIN_SAMPLES):
-        rates.loaded(1000, 0.1, now_s=0.0)
-    before = rates.now(0.0)[0].bytes_per_s
-    rates.loaded(0, 2.0, now_s=0.0)
-    assert rates.now(0.0)[0].bytes_per_s < before / 2
+    for _ in range(LOADS):
+        rates.loaded(1000, 0.01, now_s=0.0)
+    for _ in range(LOADS // 2 + 1):
+        assert rates.now(0.0)[0].bytes_per_s == pytest.approx(100_000)
+        rates.loaded(payload_bytes, 1.0, now_s=0.0)
+    assert 0 < rates.now(0.0)[0].bytes_per_s <= 1000
+
+
+def test_a_few_probes_end_a_slow_time() -> None:
+    rates = MeasuredRates()
+    for _ in range(LOADS):
+        rates.loaded(60_000, 6.0, now_s=0.0)
+    for _ in range(LOADS // 2 + 1):
+        assert rates.now(0.0)[0].bytes_per_s == pytest.approx(10_000)
+        rates.loaded(4_000, 0.04, now_s=0.0)
+    assert rates.now(0.0)[0].bytes_per_s == pytest.approx(100_000)
 
 
 def test_the_round_trip_is_not_counted_twice() -> None:
