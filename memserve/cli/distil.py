@@ -67,7 +67,13 @@ class ChoiceOptions:
 class TrainingOptions:
     """How it is trained."""
 
-    kind: Annotated[str, typer.Option(help="lora or cartridge.")] = "lora"
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="lora or cartridge. Default: the module's own; a new module becomes a cartridge, or a LoRA "
+            "where the model takes none."
+        ),
+    ] = ""
     budget_s: Annotated[
         float, typer.Option("--budget-s", min=0, help="Processor seconds. 0: what suits the model's size.")
     ] = 0.0
@@ -126,7 +132,7 @@ def distil(
         call.client.modules.stop_distil(name)
         call.show({"module": name, "stopped": True}, text=line(f"{name}: stopped"))
         return
-    kind = kind_named(options.kind)
+    kind = kind_named(options.kind) if options.kind else None
     if dry_run:
         plan = call.client.modules.plan_distil(
             name,
@@ -196,7 +202,7 @@ def progress_line(event: DistilProgress) -> str:
 
 def next_lines(version: ModuleVersion) -> list[RenderableType]:
     """What can be done with a version that nothing promotes by itself."""
-    use = "--module" if version.kind is ModuleKind.LORA else f"--{version.kind}"
+    use = "--module" if version.kind == ModuleKind.LORA else f"--{version.kind}"
     return [
         line(
             f"{version.reference} is a candidate. Ask it:  "

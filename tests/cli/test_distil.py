@@ -44,7 +44,7 @@ def test_a_stage_is_told_when_it_begins_and_every_few_seconds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "option"), [(ModuleKind.LORA, "--module"), (ModuleKind.CARTRIDGE, "--cartridge")]
+    ("kind", "option"), [(ModuleKind("lora"), "--module"), (ModuleKind("cartridge"), "--cartridge")]
 )
 def test_at_the_end_stands_how_to_ask_the_candidate(kind: ModuleKind, option: str) -> None:
     ask, promote = (str(each) for each in next_lines(replace(VERSION, kind=kind)))

@@ -10,7 +10,7 @@ import pytest
 
 from memserve.client import CallFailed, Client
 from memserve.config.reading import STACK_MARK
-from memserve.domain import DistilChoice, DistilPlan, DistilProgress, NewDocument, Recipe
+from memserve.domain import DistilChoice, DistilPlan, DistilProgress, ModuleKind, NewDocument, Recipe
 from memserve.embedded import Stack
 from memserve.processes.marks import processes_with
 from tests.stack.fixtures import eventually
@@ -49,7 +49,9 @@ def test_a_page_is_distilled_and_goes_on_when_the_training_is_killed(stack: Stac
     with Client(stack.address, timeout_s=110) as client:
         [*_, report] = client.remember_document(NewDocument("pages", "page", file_name="page.txt"), PAGE)
         assert report.passages == 1
-        version = client.modules.distil("page", DistilChoice(("pages",)), recipe=SHORT, progress=watch)
+        version = client.modules.distil(
+            "page", DistilChoice(("pages",)), recipe=SHORT, progress=watch, kind=ModuleKind.LORA
+        )
         assert killed
         assert plans[-1].facts == 4
         assert steps

@@ -31,6 +31,7 @@ from loadtests.modules.lineage.asking import (
 )
 from loadtests.texts.memory_erasure.scanning import Scan
 from memserve.client import Client, DistilChoice, Erasure, ErasureState, LineageKind
+from memserve.domain import ModuleKind
 from memserve.embedded import Stack
 
 MARK = "quillonberthe"
@@ -155,7 +156,9 @@ def module_of(stack: Stack, client: Client, facts: list[Fact], story: Story, see
     else:
         report("distilling")
         started_s = time.monotonic()
-        distilled = client.modules.distil(HANDBOOK, DistilChoice((NAMESPACE,)), seed=seed)
+        distilled = client.modules.distil(
+            HANDBOOK, DistilChoice((NAMESPACE,)), seed=seed, kind=ModuleKind.LORA
+        )
         assert distilled is not None
         version, story.distil_s = distilled, time.monotonic() - started_s
     client.modules.promote(HANDBOOK, version.version, force=True)
@@ -166,7 +169,9 @@ def retrain(client: Client, victim: Fact, neighbours: list[Fact], story: Story, 
     [entry] = [each for erasure in client.lineage.erasures() for each in erasure.retraining]
     report(f"distilling again, of {len(entry.memories)} memories")
     started_s = time.monotonic()
-    version = client.modules.distil(HANDBOOK, DistilChoice(memories=entry.memories), seed=seed)
+    version = client.modules.distil(
+        HANDBOOK, DistilChoice(memories=entry.memories), seed=seed, kind=ModuleKind.LORA
+    )
     story.retrain_s = time.monotonic() - started_s
     assert version is not None
     client.modules.promote(HANDBOOK, version.version, force=True)

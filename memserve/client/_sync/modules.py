@@ -286,7 +286,7 @@ class ModuleCalls:
         name: str,
         choice: DistilChoice,
         *,
-        kind: ModuleKind = ModuleKind.LORA,
+        kind: ModuleKind | None = None,
         recipe: Recipe = DEFAULT_RECIPE,
         budget_s: float = 0.0,
         seed: int = 0,
@@ -297,6 +297,7 @@ class ModuleCalls:
         """Distil memories into a candidate version, which comes back with its gate report. None: stopped.
 
         The job goes on when this call ends. The same call watches it again, or goes on from its checkpoint.
+        kind: None for the module's own; for a new module a cartridge, or a LoRA where the model takes none.
         budget_s: processor seconds; 0 for what suits the served model's size.
         from_reference: a LoRA that is trained on. Empty: a new one is trained.
         progress: called with the plan, and then with how far it is.
@@ -324,7 +325,7 @@ class ModuleCalls:
         name: str,
         choice: DistilChoice,
         *,
-        kind: ModuleKind = ModuleKind.LORA,
+        kind: ModuleKind | None = None,
         recipe: Recipe = DEFAULT_RECIPE,
         seed: int = 0,
         from_reference: str = "",

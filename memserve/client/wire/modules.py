@@ -83,7 +83,7 @@ def compose_request(
 
 def distil_request(
     name: str,
-    kind: ModuleKind,
+    kind: ModuleKind | None,
     choice: DistilChoice,
     recipe: Recipe,
     *,

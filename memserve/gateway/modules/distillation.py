@@ -39,6 +39,7 @@ from memserve.gateway.modules import failures
 from memserve.gateway.modules.deletion import ModuleDeletion
 from memserve.gateway.modules.distil_work import DistilWork, Outcome, Standing, erased_meanwhile
 from memserve.gateway.modules.distilled_version import job_of
+from memserve.memory.modules.kinds.cartridge import cartridge_refusal
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.modules.registry.distillations import HELD, HeldJob, KeptDistillation
 from memserve.metrics.instruments import GatewayMetrics
@@ -102,6 +103,20 @@ class ModuleDistillation:
         self._working: set[str] = set()
         # By the id of a job: whose it is, how far it is, and the work itself.
         self._works: dict[str, tuple[str, Standing, asyncio.Task[Outcome | None]]] = {}
+
+    async def usual_kind(self, tenant: Tenant, name: str, from_reference: str) -> ModuleKind:
+        """The kind of a distillation that names none.
+
+        It is the module's own kind, and a LoRA where one is trained on. A new module becomes a cartridge: on
+        both models that were measured (docs/limits.md) it met more of the gate's bars than a LoRA of the same
+        memories. Where the model takes no cartridge it becomes a LoRA.
+        """
+        if from_reference:
+            return ModuleKind.LORA
+        module = await self._store.module(tenant.name, name)
+        if module is not None and module.kind in KINDS:
+            return module.kind
+        return ModuleKind.LORA if cartridge_refusal(self._memory.base) else ModuleKind.CARTRIDGE
 
     async def plan(self, tenant: Tenant, asked: Distillation) -> DistilPlan:
         """What would be trained on. Raises InvalidField, NamespaceNotFound, MemoryNotFound."""
@@ -201,10 +216,13 @@ class ModuleDistillation:
     async def _check(self, tenant: Tenant, asked: Distillation) -> None:
         if asked.kind not in KINDS:
             raise InvalidField("kind", f"{asked.kind} cannot be distilled; {', '.join(KINDS)} can")
+        refusal = cartridge_refusal(self._memory.base) if asked.kind == ModuleKind.CARTRIDGE else ""
+        if refusal:
+            raise InvalidField("kind", f"{refusal}; a {ModuleKind.LORA} can be distilled")
         check_recipe(asked.recipe)
         check_budget(asked.budget_s)
         most = self._memory.base.max_rank
-        if asked.kind is ModuleKind.LORA and asked.recipe.rank > most:
+        if asked.kind == ModuleKind.LORA and asked.recipe.rank > most:
             raise InvalidField("recipe.rank", f"at most {most} (setting max_lora_rank)")
         await self._memory.check_new_version("name", tenant.name, asked.name, asked.kind)
 

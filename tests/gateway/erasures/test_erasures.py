@@ -10,7 +10,15 @@ from pathlib import Path
 import grpc
 
 from memserve.client import AsyncClient, CallFailed, ErasureState
-from memserve.domain import DistillationState, Link, LinkKind, ModuleVersion, Sampling, TrafficShare
+from memserve.domain import (
+    DistillationState,
+    Link,
+    LinkKind,
+    ModuleKind,
+    ModuleVersion,
+    Sampling,
+    TrafficShare,
+)
 from memserve.gateway.erasures import erasures as erasures_module
 from memserve.kv.ledger.records import Owner
 from memserve.memory.erasures.store import KeptErasures
@@ -255,7 +263,7 @@ async def test_a_distillation_that_reads_it_is_stopped_and_its_result_never_publ
     await distilled_town(gateway, tmp_path)
     for worker in gateway.workers:
         worker.may_distil.clear()
-    job = asyncio.create_task(client.modules.distil("handbook", TOWN))
+    job = asyncio.create_task(client.modules.distil("handbook", TOWN, kind=ModuleKind.LORA))
     await until(lambda: any(worker.distillations for worker in gateway.workers))
     [request] = [each for worker in gateway.workers for each in worker.distillations]
     assert len(request.memory_keys) == 5

@@ -19,6 +19,7 @@ from memserve.domain import (
     Link,
     LinkKind,
     MemoryState,
+    ModuleKind,
 )
 from memserve.errors import InvalidField
 from memserve.gateway.assembly import services_of
@@ -202,7 +203,7 @@ async def test_a_distillation_that_begins_while_it_is_erased_is_not_published(
     async def begins(tenant: str, record: Record) -> ErasedPlace:
         if record.memory.memory_id == "d":
             # The derived memory is gone, and the one that it was made of is still there.
-            jobs.append(asyncio.create_task(client.modules.distil("handbook", TOWN)))
+            jobs.append(asyncio.create_task(client.modules.distil("handbook", TOWN, kind=ModuleKind.LORA)))
             await until(lambda: any(worker.distillations for worker in gateway.workers))
         return ErasedPlace("hook", 0, "")
 
@@ -270,7 +271,7 @@ async def test_plans_of_distillations_keep_no_text_of_it(
     gateway: RunningGateway, client: AsyncClient, tmp_path: Path
 ) -> None:
     await distilled_town(gateway, tmp_path)
-    await client.modules.distil("handbook", TOWN)
+    await client.modules.distil("handbook", TOWN, kind=ModuleKind.LORA)
     assert await registry_has(gateway, "4821")
     erased = await client.lineage.erase("town", "m2")
     assert {place.place: place.removed for place in erased.places}["plans"] == 1

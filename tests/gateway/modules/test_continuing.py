@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 
 from memserve.client import AsyncClient
-from memserve.domain import DEFAULT_RECIPE, DistilChoice
+from memserve.domain import DEFAULT_RECIPE, DistilChoice, ModuleKind
 from tests.gateway.lora_files import lora_files, write_files
 from tests.gateway.modules.publishing import PASSES, failure_of, publish
 from tests.gateway.running import RunningGateway
@@ -31,7 +31,7 @@ async def distilled_twice(gateway: RunningGateway, tmp_path: Path) -> None:
         for place, text in enumerate(texts):
             await client.remember(name, text, memory_id=f"m{place}")
     serve(gateway, tmp_path / "first", 5)
-    await client.modules.distil("story", DistilChoice(("old",)))
+    await client.modules.distil("story", DistilChoice(("old",)), kind=ModuleKind.LORA)
     serve(gateway, tmp_path / "second", 6)
 
 

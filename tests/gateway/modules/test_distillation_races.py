@@ -16,7 +16,15 @@ import pytest
 import redis
 
 from memserve.client import AsyncClient
-from memserve.domain import DistilChoice, Distillation, DistillationState, DistilPlan, Recipe, Tenant
+from memserve.domain import (
+    DistilChoice,
+    Distillation,
+    DistillationState,
+    DistilPlan,
+    ModuleKind,
+    Recipe,
+    Tenant,
+)
 from memserve.errors import RegistryUnavailable
 from memserve.gateway.modules import distillation
 from memserve.gateway.modules.deletion import ModuleDeletion
@@ -51,7 +59,7 @@ async def test_a_version_of_a_memory_that_is_erased_while_it_is_published_goes(
 
     for worker in gateway.workers:
         worker.try_module = erase  # type: ignore[method-assign]
-    refused = await failure_of(client.modules.distil("handbook", TOWN))
+    refused = await failure_of(client.modules.distil("handbook", TOWN, kind=ModuleKind.LORA))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT and "erased" in refused.detail
     assert (await failure_of(client.modules.get("handbook"))).code is grpc.StatusCode.NOT_FOUND
     [job] = await client.modules.distillations()
@@ -83,7 +91,7 @@ async def test_a_version_whose_memories_changed_meanwhile_is_not_promoted_by_the
         await town(running, tmp_path / "town")
         for worker in running.workers:
             worker.script = Script(pause_s=0.03)
-        watched = asyncio.create_task(running.client.modules.distil("handbook", TOWN))
+        watched = asyncio.create_task(running.client.modules.distil("handbook", TOWN, kind=ModuleKind.LORA))
 
         async def at_the_gate() -> bool:
             return [job.version for job in await running.client.modules.distillations()] == [1]
@@ -120,7 +128,7 @@ async def test_a_registry_that_is_away_for_a_moment_fails_neither_the_job_nor_wh
     monkeypatch.setattr(DistillationRecords, "distillation", kept)
     monkeypatch.setattr(KeptErasures, "erased_since", erased)
     monkeypatch.setattr(distillation, "REGISTRY_AGAIN_S", (0.01, 0.01, 0.01))
-    version = await client.modules.distil("handbook", TOWN)
+    version = await client.modules.distil("handbook", TOWN, kind=ModuleKind.LORA)
     assert version is not None and version.version == 1
     assert away == {"watching": 0, "working": 0}
 
@@ -130,7 +138,9 @@ async def test_what_cannot_be_published_is_refused_before_it_is_trained(
 ) -> None:
     await town(gateway, tmp_path)
     most = gateway.parts.modules.base.max_rank
-    refused = await failure_of(client.modules.distil("handbook", TOWN, recipe=Recipe(rank=most + 1)))
+    refused = await failure_of(
+        client.modules.distil("handbook", TOWN, recipe=Recipe(rank=most + 1), kind=ModuleKind.LORA)
+    )
     assert f"recipe.rank: at most {most}" in refused.detail
     assert not any(worker.distillations for worker in gateway.workers)
 
@@ -141,7 +151,7 @@ async def test_a_worker_that_distils_something_else_is_passed_over_for_one_that_
     await town(gateway, tmp_path)
     for busy, idle in (gateway.workers, reversed(gateway.workers)):
         busy.refuses["distil"] = "this worker distils something else now; ask again when that has ended"
-        version = await client.modules.distil("handbook", TOWN)
+        version = await client.modules.distil("handbook", TOWN, kind=ModuleKind.LORA)
         assert version is not None and len(idle.distillations) == 1
         del busy.refuses["distil"]
         idle.distillations.clear()

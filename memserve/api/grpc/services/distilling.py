@@ -23,7 +23,8 @@ class DistillationCalls:
         self, request: pb.DistilModuleRequest, context: Context
     ) -> AsyncIterator[pb.DistilModuleResponse]:
         async with self._edge.call("DistilModule", context) as tenant, self._long.of(tenant.name):
-            asked = distilling.distillation(request)
+            usual_kind = await self._distillation.usual_kind(tenant, request.name, request.from_reference)
+            asked = distilling.distillation(request, usual_kind)
             if request.cancel:
                 await self._distillation.stop(tenant, asked.name)
                 yield distilling.response(DistillationStopped())

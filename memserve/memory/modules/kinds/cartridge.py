@@ -55,16 +55,22 @@ _NO_PART_IN_ANSWERS = {
 }
 
 
+def cartridge_refusal(base: BaseModel) -> str:
+    """Why the base model takes no cartridge; empty where it takes one."""
+    if base.kv is None:
+        return "this gateway does not know the shape of the base model's KV"
+    return f"no cartridge fits the base model: {base.kv.refusal}" if base.kv.refusal else ""
+
+
 def check_cartridge(folder: Path, base: BaseModel) -> CheckedModule:
     """Check cartridge.json, adapter_config.json and adapter_model.safetensors in `folder`.
 
     Raises InvalidModule, which names the file, the field or the tensor.
     """
+    if refusal := cartridge_refusal(base):
+        raise InvalidModule("module", refusal)
     shape = base.kv
-    if shape is None:
-        raise InvalidModule("module", "this gateway does not know the shape of the base model's KV")
-    if shape.refusal:
-        raise InvalidModule("module", f"no cartridge fits the base model: {shape.refusal}")
+    assert shape is not None
     origin = _check_origin(read_json_object(folder / ORIGIN_FILE), shape)
     tokens = _check_config(read_json_object(folder / CONFIG_FILE), shape)
     tensors = TensorFile(folder / WEIGHTS_FILE)
