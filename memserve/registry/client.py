@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Any
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
@@ -20,6 +21,11 @@ TIMEOUT_S = 1.0
 LATE_S = 0.05
 """An event loop that is later than this was held up."""
 FULL_RETRY_S = 5.0
+PATIENCE_S = 60.0
+"""A registry that restarts answers sooner."""
+AGAIN_S = 1.0
+
+_T = TypeVar("_T")
 
 
 def registry_client(
@@ -55,6 +61,21 @@ class _FreshTls(redis.asyncio.SSLConnection):
     def _connection_arguments(self) -> Any:
         self.ssl_context.context = None
         return super()._connection_arguments()
+
+
+async def patiently(read: Callable[[], Awaitable[_T]], *, patience_s: float = PATIENCE_S) -> _T:
+    """What `read` returns, which is asked again while the registry is away: for who watches, and can wait.
+
+    Raises RegistryUnavailable when the registry has not answered for `patience_s`.
+    """
+    began_s = time.monotonic()
+    while True:
+        try:
+            return await read()
+        except RegistryUnavailable:
+            if time.monotonic() - began_s > patience_s:
+                raise
+        await asyncio.sleep(AGAIN_S)
 
 
 async def close_client(client: redis.asyncio.Redis) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +44,7 @@ from memserve.memory.modules.registry.distillations import HELD, HeldJob, KeptDi
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.policy.modules.recipes import check_budget, check_recipe
 from memserve.processes.supervised import Background
+from memserve.registry.client import patiently
 
 log = logging.getLogger("memserve.gateway.modules.distillation")
 
@@ -52,8 +52,6 @@ TELL_EVERY_S = 0.5
 HOLD_EVERY_S = 1.0
 LOOK_S = 2.0
 """How often a gateway looks for jobs that nobody holds."""
-WITHOUT_REGISTRY_S = 60.0
-"""A call that watches a job ends after so long without the registry."""
 REGISTRY_AGAIN_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """When the work is taken up after the registry was away."""
 END_TRIES, END_AGAIN_S = 30, 2.0
@@ -134,7 +132,7 @@ class ModuleDistillation:
             parent = await self._memory.heaviest("from_reference", tenant.name, asked.from_reference)
             asked = replace(asked, from_reference=parent.reference)
         kept = await self._begun(tenant, asked)
-        job_id, told_plan, heard_s = kept.job.job_id, False, time.monotonic()
+        job_id, told_plan = kept.job.job_id, False
         while True:
             if kept.plan is not None and not told_plan:
                 told_plan = True
@@ -143,14 +141,8 @@ class ModuleDistillation:
                 break
             yield kept.job.progress
             await asyncio.sleep(TELL_EVERY_S)
-            try:
-                kept = await self._again(tenant.name, asked.name, job_id)
-            except RegistryUnavailable:
-                # The job goes on. Who watches it is told no less than what was last known.
-                if time.monotonic() - heard_s > WITHOUT_REGISTRY_S:
-                    raise
-            else:
-                heard_s = time.monotonic()
+            # The job goes on while the registry is away.
+            kept = await patiently(partial(self._again, tenant.name, asked.name, job_id))
         if kept.job.state is DistillationState.STOPPED:
             yield DistillationStopped()
         elif kept.job.state is DistillationState.DONE:

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
+from functools import partial
 
 from memserve.domain import (
     Memory,
@@ -39,6 +40,7 @@ from memserve.memory.texts.rules import NAMESPACES_MAX, check_memory_id, check_n
 from memserve.memory.texts.store import ListOrder, Scope
 from memserve.memory.texts.writing import NOT_COUNTED
 from memserve.policy.recall.expressions import Expression, column_bounds, filter_values, parse_filter
+from memserve.registry.client import patiently
 
 PAGE_MAX = 256
 """Memories on a page of a list."""
@@ -205,7 +207,7 @@ class Reads(Core):
         if last < 0:
             raise InvalidField("after_sequence", "must not be negative")
         while not self._closed:
-            changes = await self._journal.changes(tenant, last, WATCH_PAGE)
+            changes = await patiently(partial(self._journal.changes, tenant, last, WATCH_PAGE))
             for change in changes:
                 last = change.sequence
                 yield change

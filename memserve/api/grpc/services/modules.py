@@ -26,6 +26,7 @@ from memserve.memory.modules.uploads import Upload
 from memserve.pb.v1 import module_pb2 as pb
 from memserve.pb.v1 import module_pb2_grpc as rpc
 from memserve.policy.modules.references import check_alias_name
+from memserve.registry.client import patiently
 
 WATCH_S = 5.0
 # How long an upload waits for another upload of the same content to end.
@@ -344,9 +345,8 @@ class ModuleService(DistillationCalls, rpc.ModuleServiceServicer):  # type: igno
             after = request.after_event_id or await self._store.last_event_id(tenant.name)
             sending = self._edge.sending(context)
             while True:
-                for event in await self._store.events(
-                    tenant.name, after=after, limit=PAGE_SIZE, block_s=WATCH_S
-                ):
+                read = partial(self._store.events, tenant.name, after=after, limit=PAGE_SIZE, block_s=WATCH_S)
+                for event in await patiently(read):
                     after = event.event_id
                     with sending:
                         yield pb.WatchModulesResponse(event=convert.audit_event(event))
