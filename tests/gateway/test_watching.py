@@ -17,7 +17,7 @@ from tests.gateway.fixtures import StartGateway
 from tests.gateway.modules.publishing import publish
 from tests.gateway.running import until
 
-AWAY_S = 4.0
+AWAY_S = 9.0
 """Several times what an exchange with the registry may take."""
 
 
