@@ -203,12 +203,22 @@ def progress_line(event: DistilProgress) -> str:
 def next_lines(version: ModuleVersion) -> list[RenderableType]:
     """What can be done with a version that nothing promotes by itself."""
     use = "--module" if version.kind == ModuleKind.LORA else f"--{version.kind}"
-    return [
+    promote = f"memserve modules promote {version.module} {version.version}"
+    lines = [
         line(
             f"{version.reference} is a candidate. Ask it:  "
             f"memserve generate QUESTION {use} {version.reference}"
+        )
+    ]
+    if version.gate is None or version.gate.passed:
+        return [*lines, line(f"Promote it:  {promote}")]
+    return [
+        *lines,
+        line(
+            "The gate refuses to promote it. Trainings differ: the same command with another --seed makes "
+            "another version."
         ),
-        line(f"Promote it:  memserve modules promote {version.module} {version.version}"),
+        line(f"Promote it all the same, which is recorded:  {promote} --force"),
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from memserve.cli.distil import LINE_S, Told, TrainingOptions, next_lines, progress_line
-from memserve.domain import DistilProgress, ModuleKind
+from memserve.domain import DistilProgress, GateReport, ModuleKind
 from memserve.errors import StartupError
 from tests.client.examples import VERSION
 
@@ -50,6 +50,14 @@ def test_at_the_end_stands_how_to_ask_the_candidate(kind: ModuleKind, option: st
     ask, promote = (str(each) for each in next_lines(replace(VERSION, kind=kind)))
     assert f"{option} {VERSION.reference}" in ask
     assert f"memserve modules promote {VERSION.module} {VERSION.version}" in promote
+    assert "--force" not in promote
+
+
+def test_who_has_a_version_that_the_gate_refuses_is_told_what_to_do() -> None:
+    refused = GateReport(False, (), "w-1", 0.0, "")
+    _, why, promote = (str(each) for each in next_lines(replace(VERSION, gate=refused)))
+    assert "--seed" in why
+    assert promote.endswith(f"memserve modules promote {VERSION.module} {VERSION.version} --force")
 
 
 @pytest.mark.parametrize(
