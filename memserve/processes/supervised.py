@@ -142,4 +142,8 @@ class _Failures:
         self._quiet_until_s[type(error)] = now_s + LOG_EVERY_S
         times = f", {self._unlogged} times since this was said last" if self._unlogged > 1 else ""
         self._unlogged = 0
+        if isinstance(error, MemserveError):
+            # Such as a registry that does not answer: the message says all.
+            log.warning("the loop %r could not do its work%s; it goes on: %s", self._loop, times, error)
+            return
         log.error("the loop %r failed%s; it goes on", self._loop, times, exc_info=error)

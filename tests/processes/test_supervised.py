@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from memserve.errors import NothingToRollBack
+from memserve.errors import NothingToRollBack, RegistryUnavailable
 from memserve.processes.supervised import (
     LOG_EVERY_S,
     LONGEST_PAUSE_S,
@@ -205,6 +205,16 @@ def test_a_failure_is_said_again_after_a_while_with_how_often_it_was(
         f"the loop 'the_step' failed, {int(LOG_EVERY_S)} times since this was said last; it goes on",
         "the loop 'the_step' failed; it goes on",
     ]
+
+
+def test_a_failure_that_is_foreseen_is_said_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    failures = _Failures("the_step", 0.25, lambda loop: None)
+    failures.met(RegistryUnavailable("TimeoutError"), 0.0)
+    (record,) = caplog.records
+    assert (record.levelname, record.exc_info) == ("WARNING", None)
+    assert "the loop 'the_step' could not do its work; it goes on: the registry does not answer" in (
+        record.getMessage()
+    )
 
 
 async def test_background_work_is_kept_said_when_it_fails_and_ended_at_the_close(
