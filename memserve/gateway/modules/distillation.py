@@ -102,19 +102,20 @@ class ModuleDistillation:
         # By the id of a job: whose it is, how far it is, and the work itself.
         self._works: dict[str, tuple[str, Standing, asyncio.Task[Outcome | None]]] = {}
 
-    async def usual_kind(self, tenant: Tenant, name: str, from_reference: str) -> ModuleKind:
-        """The kind of a distillation that names none.
+    async def of_usual_kind(self, tenant: Tenant, asked: Distillation) -> Distillation:
+        """A distillation whose caller has named no kind. Raises RegistryUnavailable.
 
         It is the module's own kind, and a LoRA where one is trained on. A new module becomes a cartridge: on
         both models that were measured (docs/limits.md) it met more of the gate's bars than a LoRA of the same
         memories. Where the model takes no cartridge it becomes a LoRA.
         """
-        if from_reference:
-            return ModuleKind.LORA
-        module = await self._store.module(tenant.name, name)
-        if module is not None and module.kind in KINDS:
-            return module.kind
-        return ModuleKind.LORA if cartridge_refusal(self._memory.base) else ModuleKind.CARTRIDGE
+        if asked.from_reference:
+            return replace(asked, kind=ModuleKind.LORA)
+        module = await self._store.module(tenant.name, asked.name)
+        if module is not None:
+            return replace(asked, kind=module.kind)
+        takes_none = bool(cartridge_refusal(self._memory.base))
+        return replace(asked, kind=ModuleKind.LORA if takes_none else ModuleKind.CARTRIDGE)
 
     async def plan(self, tenant: Tenant, asked: Distillation) -> DistilPlan:
         """What would be trained on. Raises InvalidField, NamespaceNotFound, MemoryNotFound."""

@@ -27,8 +27,8 @@ NAMESPACES_MAX = 64
 _STATES = {state: getattr(pb, f"DISTILLATION_STATE_{state.name}") for state in DistillationState.known()}
 
 
-def distillation(request: pb.DistilModuleRequest, usual_kind: ModuleKind) -> Distillation:
-    """usual_kind: where the request names none. Raises InvalidField."""
+def distillation(request: pb.DistilModuleRequest) -> Distillation:
+    """Of a LoRA where the request names no kind. Raises InvalidField."""
     check_module_name("name", request.name)
     if not 0 <= request.seed <= SEED_MAX:
         raise InvalidField("seed", f"from 0 to {SEED_MAX}")
@@ -47,7 +47,7 @@ def distillation(request: pb.DistilModuleRequest, usual_kind: ModuleKind) -> Dis
     return Distillation(
         name=request.name,
         choice=choice,
-        kind=kind_of("kind", request.kind) if request.kind else usual_kind,
+        kind=kind_of("kind", request.kind) if request.kind else ModuleKind.LORA,
         recipe=_recipe(request.recipe),
         budget_s=request.budget_s,
         seed=request.seed,

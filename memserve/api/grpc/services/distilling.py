@@ -23,12 +23,13 @@ class DistillationCalls:
         self, request: pb.DistilModuleRequest, context: Context
     ) -> AsyncIterator[pb.DistilModuleResponse]:
         async with self._edge.call("DistilModule", context) as tenant, self._long.of(tenant.name):
-            usual_kind = await self._distillation.usual_kind(tenant, request.name, request.from_reference)
-            asked = distilling.distillation(request, usual_kind)
+            asked = distilling.distillation(request)
             if request.cancel:
                 await self._distillation.stop(tenant, asked.name)
                 yield distilling.response(DistillationStopped())
                 return
+            if not request.kind:
+                asked = await self._distillation.of_usual_kind(tenant, asked)
             if request.dry_run:
                 yield distilling.response(await self._distillation.plan(tenant, asked))
                 return
