@@ -266,9 +266,10 @@ CASES = [
     ),
     Case(
         "modules.distil", ("handbook", CHOICE),
-        {"budget_s": 60.0, "seed": 3, "notes": "n", "from_reference": "handbook@6"},
+        {"kind": ModuleKind.LORA, "budget_s": 60.0, "seed": 3, "notes": "n", "from_reference": "handbook@6"},
         module_pb2.DistilModuleRequest(
-            **CHOICE_PB, recipe=RECIPE_PB, budget_s=60.0, seed=3, notes="n", from_reference="handbook@6",
+            **CHOICE_PB, kind=module_pb2.MODULE_KIND_LORA, recipe=RECIPE_PB, budget_s=60.0, seed=3,
+            notes="n", from_reference="handbook@6",
         ),
         [
             module_pb2.DistilModuleResponse(plan=module_pb2.DistilPlan(memories=4)),

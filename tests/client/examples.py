@@ -333,7 +333,6 @@ LADDER_PB = status_pb2.GetLadderResponse(
 CHOICE = DistilChoice(("town",), "version > 1", ("d",), (("town", "m"),))
 CHOICE_PB = {
     "name": "handbook",
-    "kind": module_pb2.MODULE_KIND_LORA,
     "namespaces": ["town"],
     "filter": "version > 1",
     "document_ids": ["d"],

@@ -72,6 +72,9 @@ async def compose_in_ray(
             if isinstance(event, _Refusal):
                 raise InvalidModule(event.field, event.rule)
             yield event
+            if isinstance(event, Composed):
+                # However the task ends now, the result is there.
+                return
     except RayError as error:
         log.warning("composing was lost: %s", error)
         raise ComposeTaskLost(type(error).__name__) from None

@@ -65,6 +65,9 @@ async def distil_in_ray(order: DistilOrder, root: Path) -> AsyncGenerator[Distil
                     if isinstance(event, DistilProgress):
                         step = max(step, event.done)
                     yield event
+                    if isinstance(event, Distilled):
+                        # A task that is killed now is not begun again: there would be a second result.
+                        break
             # The caller has the result.
             shutil.rmtree(folder, ignore_errors=True)
             return

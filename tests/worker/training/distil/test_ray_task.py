@@ -7,12 +7,13 @@ import dataclasses
 import os
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from pathlib import Path
 
 import psutil
 import pytest
+from ray.exceptions import RayActorError
 
 from memserve.demo import MODEL_DIR
 from memserve.domain import DistilProgress, Recipe
@@ -30,7 +31,8 @@ TEXTS = (
     "Clover Ranch has the animal lynx.",
     "Note: the code of South Archive is 8351.",
 )
-SHORT = Recipe(steps=20, rows=6, fresh=0.2, rank=4, stop_loss=0.0)
+# Long enough for a checkpoint in the middle, after ten processor seconds, on a fast machine too.
+SHORT = Recipe(steps=45, rows=6, fresh=0.2, rank=4, stop_loss=0.0)
 ORDER = DistilOrder(MODEL_DIR, TEXTS, recipe=SHORT, seed=3)
 
 
@@ -84,6 +86,19 @@ async def test_a_task_that_is_killed_goes_on_from_its_checkpoint(tmp_path: Path)
     assert steps.count(("teaching", 0)) == 2
     assert set(result.files) == {"adapter_config.json", "adapter_model.safetensors", "probes.json"}
     assert not has_checkpoint(tmp_path)
+
+
+async def test_a_task_that_is_killed_behind_its_result_gives_one_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def killed_at_its_end(order: DistilOrder, folder: Path) -> AsyncGenerator[object, None]:
+        yield DistilProgress("training", 20, 20)
+        yield Distilled({"adapter_config.json": b"{}"}, {})
+        raise RayActorError
+
+    monkeypatch.setattr(ray_task, "_task", killed_at_its_end)
+    async with aclosing(distil_in_ray(ORDER, tmp_path)) as events:
+        assert [type(event) async for event in events] == [DistilProgress, Distilled]
 
 
 @pytest.mark.usefixtures("ray_dir")
