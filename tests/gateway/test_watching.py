@@ -18,7 +18,7 @@ from tests.gateway.modules.publishing import publish
 from tests.gateway.running import until
 
 AWAY_S = 9.0
-"""Several times what an exchange with the registry may take."""
+"""Longer than either watch waits for one answer of the registry."""
 
 
 @contextlib.asynccontextmanager
