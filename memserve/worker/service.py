@@ -230,7 +230,7 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
         return pb.WorkerState(
             running=load.answers,
             waiting=len(load) - load.answers + len(room),
-            prefill_tokens_per_s=1 / costs.token_s,
+            prefill_tokens_per_s=costs.prefill_tokens_per_s,
             decode_tokens_per_s=1 / costs.fixed_s(max(load.answers, 1), load.answers_kv_tokens),
             pending_prefill_tokens=queued_tokens,
             modules=[

@@ -84,7 +84,7 @@ class EngineRoom:
         self._wait_s = wait_s
         self._cached_of = cached_of
         self._changed = changed
-        self._room: WaitingRoom[Turn] = WaitingRoom(SHARES, QUANTUM_S / load.costs.token_s)
+        self._room: WaitingRoom[Turn] = WaitingRoom(SHARES, QUANTUM_S * load.costs.prefill_tokens_per_s)
         self._lately = Lately(RECENT_S)
         self._came: deque[tuple[float, str]] = deque(maxlen=RECENT_MAX)
         self._user_s = -math.inf

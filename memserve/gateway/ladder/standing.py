@@ -302,7 +302,8 @@ class Standings:
 
     def _engine(self) -> Engine:
         reports = [worker.report for worker in self._pool.workers.values()]
-        costs = min((report.costs for report in reports), key=lambda each: each.token_s, default=UNKNOWN)
+        fastest = max(reports, key=lambda each: each.costs.prefill_tokens_per_s, default=None)
+        costs = fastest.costs if fastest else UNKNOWN
         lora_bytes, parameters = self._sizes
         train_s = {
             rung: default_budget_s(kind, parameters)

@@ -17,6 +17,9 @@ from memserve.domain.worker_calls import StepCosts
 
 # However many answers there are, this part of a step is left to prompts.
 LEAST_PREFILL_SHARE = 0.05
+SPEED_TOKENS = 1024
+"""The prompt whose speed stands for the engine's. How a prompt's time falls to its tokens and to their
+context is measured less well than the time of the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,11 @@ class EngineCosts(StepCosts):
         """The engine's own time for a prompt of which the first tokens are cached."""
         computed = prompt_tokens - cached_tokens
         return computed * (self.token_s + self.context_s * (prompt_tokens + cached_tokens) / 2)
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """How fast the engine computes a prompt while it does nothing else."""
+        return SPEED_TOKENS / self.prefill_s(0, SPEED_TOKENS)
 
     def fixed_s(self, answers: int, kv_tokens: float) -> float:
         """A step without prompt tokens."""

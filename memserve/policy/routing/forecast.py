@@ -131,14 +131,14 @@ def tokens_to_fetch(load: WorkerLoad, held: Held, wait_s: float, now_s: float) -
     Returns how many leading tokens are not computed, and in how many seconds the last of them is here.
 
     What arrives while the request waits costs nothing. What would arrive later is fetched only where Redis
-    sends tokens faster than the engine computes them.
+    sends all of it faster than the engine computes it.
     """
     here, speed = held.held_tokens, load.fetch_tokens_per_s
     missing = held.shared_tokens - here
     if missing <= 0 or speed <= 0:
         return max(here, 0), 0.0
     starts_s = max(load.fetch_free_s - now_s, 0.0)
-    if 1 / speed < load.costs.token_s + load.costs.context_s * here:
+    if missing / speed < load.costs.prefill_s(here, held.shared_tokens):
         return held.shared_tokens, starts_s + missing / speed
     in_time = min(missing, int((wait_s - starts_s) * speed)) if wait_s > starts_s else 0
     return here + in_time, starts_s + in_time / speed if in_time else 0.0

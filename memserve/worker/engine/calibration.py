@@ -23,8 +23,13 @@ LONGEST_S = 1.5
 BATCH = 8
 STEPS = 8
 REPEATS = 2
+SHORT_REPEATS = 4
+"""Of prompts that take milliseconds, in which another process shows most."""
 LEAST_ANSWER = 0.02
 """Of a step, an answer takes this part at least: on a small model the difference is lost in noise."""
+LEAST_TOKEN = 0.2
+"""Of a long prompt, what does not grow with the context takes this part at least. A stall in the short
+prompt would make it nothing, and then a step without attention would seem to cost nothing."""
 LEAST_S = 1e-7
 """No cost is less: a difference of two measurements may be negative."""
 
@@ -50,7 +55,8 @@ async def measured_costs(engine: Engine) -> EngineCosts:
         return first_s, time.monotonic() - began_s
 
     async def prompt_s(tokens: int) -> float:
-        return min([(await ask(tokens, 1))[0] for _ in range(REPEATS)])
+        repeats = REPEATS if tokens > MIDDLE_TOKENS else SHORT_REPEATS
+        return min([(await ask(tokens, 1))[0] for _ in range(repeats)])
 
     async def step_s(prompt_tokens: int, answers: int) -> float:
         taken = []
@@ -92,6 +98,9 @@ def _prompt_costs(
     if c <= b:
         return max(first_slope, LEAST_S), 0.0
     second_slope = (c_s - b_s) / (c - b)
-    context_s = max((second_slope - first_slope) * 2 / (c - a), 0.0)
-    whole_slope = (c_s - a_s) / (c - a)
-    return max(whole_slope - context_s * (c + a) / 2, LEAST_S), context_s
+    whole_slope = max((c_s - a_s) / (c - a), LEAST_S)
+    half = (c + a) / 2
+    context_s = min(
+        max((second_slope - first_slope) * 2 / (c - a), 0.0), (1 - LEAST_TOKEN) * whole_slope / half
+    )
+    return max(whole_slope - context_s * half, LEAST_S), context_s

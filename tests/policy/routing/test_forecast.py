@@ -37,6 +37,12 @@ def test_an_uncached_prompt_takes_its_prefill_and_held_tokens_cost_nothing() -> 
     assert ttft_s(held=Held(1000)) == 0
 
 
+def test_an_engine_s_speed_is_the_same_however_a_prompt_s_time_falls_to_tokens_and_context() -> None:
+    by_context = replace(COSTS, token_s=1e-7, context_s=2 * (1e-3 - 1e-7) / 1024)
+    assert COSTS.prefill_tokens_per_s == pytest.approx(1000.0)
+    assert by_context.prefill_tokens_per_s == pytest.approx(1000.0)
+
+
 def test_prefill_grows_with_the_context() -> None:
     costs = replace(COSTS, context_s=1e-6)
     assert costs.prefill_s(0, 1000) == pytest.approx(1.0 + 0.5)
@@ -49,6 +55,13 @@ def test_shared_tokens_cost_their_way_from_redis_where_that_is_shorter() -> None
     assert ttft_s(held=Held(400, 1000)) == pytest.approx(0.006)
     slow = replace(IDLE, fetch_tokens_per_s=500.0)
     assert ttft_s(slow, Held(0, 1000)) == pytest.approx(1.0)
+
+
+def test_the_whole_of_a_prefix_decides_whether_redis_is_faster_not_its_first_token() -> None:
+    costs = replace(COSTS, token_s=1e-6, context_s=1e-6)
+    dear_at_its_end = replace(IDLE, costs=costs)
+    assert forecast(dear_at_its_end, DEMAND, Held(0, 1000), 0.0).cached_tokens == 1000
+    assert forecast(dear_at_its_end, DEMAND, Held(0, 10), 0.0).cached_tokens == 0
 
 
 def test_what_arrives_while_the_request_waits_is_not_computed() -> None:

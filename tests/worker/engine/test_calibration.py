@@ -8,7 +8,7 @@ import pytest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of vLLM, which it imports
-    from memserve.worker.engine.calibration import LEAST_S, _prompt_costs
+    from memserve.worker.engine.calibration import LEAST_S, LEAST_TOKEN, _prompt_costs
 
 
 def taken(tokens: int, token_s: float = 1e-3, context_s: float = 1e-6) -> tuple[int, float]:
@@ -33,3 +33,15 @@ def test_noise_makes_no_cost_less_than_nothing() -> None:
     token_s, context_s = _prompt_costs((16, 0.5), (256, 0.4), (2048, 0.3))
     assert token_s >= LEAST_S
     assert context_s >= 0.0
+
+
+@pytest.mark.parametrize("stalled_s", [(0.2, 0.0, 0.0), (0.0, 0.3, 0.0), (0.0, 0.0, 2.0), (0.3, 0.0, 1.0)])
+def test_a_stall_in_one_prompt_leaves_a_token_a_cost_and_the_longest_prompt_its_time(
+    stalled_s: tuple[float, float, float],
+) -> None:
+    lengths = [taken(16), taken(256), taken(2048)]
+    short, middle, long = [(n, s + late) for (n, s), late in zip(lengths, stalled_s, strict=True)]
+    token_s, context_s = _prompt_costs(short, middle, long)
+    whole_s = long[1] - short[1]
+    assert token_s * (2048 - 16) >= 0.99 * LEAST_TOKEN * whole_s
+    assert token_s * (2048 - 16) + context_s * (2048**2 - 16**2) / 2 == pytest.approx(whole_s)
