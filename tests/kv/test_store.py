@@ -156,7 +156,7 @@ def test_without_redis_everything_is_a_miss_at_once_and_it_recovers_by_itself(
     assert [get(store, key, len(PAYLOAD)) for key in KEYS] == [None] * 4
     assert put(store, KEYS[0], PAYLOAD) is Put.FAILED
     assert store.exists_many(KEYS) == [False] * 4
-    assert time.monotonic() - started_s < 0.1
+    assert time.monotonic() - started_s < 1
     assert store.circuit is Circuit.OPEN
     assert store.take_stats().skipped >= 3
     own_redis_server.start()
@@ -199,7 +199,7 @@ def test_a_redis_that_hangs_costs_two_timeouts_and_then_nothing(own_redis_server
     assert [get(store, KEYS[0], len(PAYLOAD)) for _ in range(50)] == [None] * 50
     elapsed_s = time.monotonic() - started_s
     own_redis_server.resume()
-    assert 0.15 < elapsed_s < 0.6
+    assert 0.15 < elapsed_s < 2, "50 timeouts would take five seconds"
     time.sleep(0.25)
     assert get(store, KEYS[0], len(PAYLOAD)) == PAYLOAD
     store.close()

@@ -30,14 +30,17 @@ async def listening(redis_url: str, *, says: str | None = None) -> AsyncIterator
         await gateways.close()
 
 
-async def test_every_other_gateway_is_asked_and_nobody_waits_for_more(own_redis_server: RedisServer) -> None:
+async def test_every_other_gateway_is_asked_and_nobody_waits_for_more(
+    own_redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memserve.registry.gateways.ANSWER_S", 5.0)
     meet = partial(listening, own_redis_server.url)
     async with meet(says="ada") as ada, meet(says="bob"), meet(says="cyd"), meet():
         began_s = asyncio.get_running_loop().time()
         said = await ada.ask("name", greeting="hello")
         assert (sorted(said.answers), said.silent) == (["hello bob", "hello cyd"], 0)
         assert await ada.ask("unknown topic") == Said((), 0)
-        assert asyncio.get_running_loop().time() - began_s < 0.9, "all have answered"
+        assert asyncio.get_running_loop().time() - began_s < 4, "all have answered"
 
 
 async def test_a_gateway_that_does_not_answer_is_counted(own_redis_server: RedisServer) -> None:

@@ -86,7 +86,7 @@ async def test_a_redis_that_does_not_answer_is_said_so_within_a_second_or_so(
         calls, RegistryUnavailable
     )
     assert all("\n" not in str(result) for result in results)
-    assert took_s < 1.8, "one second each, all at once, and a busy machine"
+    assert took_s < 3, "one second each, all at once, and a busy machine"
     if gone == "paused":
         own_redis_server.resume()
     await registry.close()

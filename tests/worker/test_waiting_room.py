@@ -99,7 +99,7 @@ async def test_what_cannot_be_in_time_is_refused_at_once_and_told_when_to_come_a
         began_s = time.monotonic()
         with pytest.raises(Overloaded) as refusal:
             await running.ask("hopeless", asks(first_token_s=1.0, refuse_late=True))
-        assert time.monotonic() - began_s < 0.5
+        assert time.monotonic() - began_s < 0.9
         assert refusal.value.reason == RefusalReason.LATE
         assert 4.0 < refusal.value.retry_after_s < 6.0
         running.ask("would rather be late", asks(first_token_s=1.0))

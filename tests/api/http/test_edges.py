@@ -41,7 +41,7 @@ async def test_a_caller_that_leaves_ends_the_engines_work(start_gateway: StartGa
         writer.close()
         left_s = time.monotonic()
         await until(lambda: not gateway.workers[0]._running)
-        assert time.monotonic() - left_s < 1
+        assert time.monotonic() - left_s < 10, "the answer would take 40 s"
         await until(lambda: gateway.parts.inflight.total == 0)
 
 

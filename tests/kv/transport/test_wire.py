@@ -372,7 +372,7 @@ def test_a_value_that_only_drips_ends_at_the_deadline() -> None:
         started_s = time.monotonic()
         with pytest.raises(TimeoutError, match="whole exchange"):
             list(wire.get([place("key", 1 << 20)], ttl_s=10, deadline_s=started_s + 0.2))
-        assert time.monotonic() - started_s < 1
+        assert time.monotonic() - started_s < 5
 
 
 def test_a_server_that_ends_within_a_value_is_a_connection_error() -> None:

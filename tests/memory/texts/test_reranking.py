@@ -87,7 +87,7 @@ async def test_a_reranker_that_is_busy_does_not_hold_up_a_search() -> None:
     await asyncio.sleep(0.05)
     began_s = time.monotonic()
     found = await reranking("a", "q", hits("1", "22"), later(0.1))
-    assert time.monotonic() - began_s < 0.7 and "not reranked" in found.note
+    assert time.monotonic() - began_s < 0.9 and "not reranked" in found.note
     assert [hit.rerank_score for hit in (await first).hits] == [2.0, 1.0]
     reranking.close()
 

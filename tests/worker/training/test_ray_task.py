@@ -21,6 +21,7 @@ from memserve.errors import InvalidModule
 from memserve.memory.modules.kinds.lora import CONFIG_FILE, WEIGHTS_FILE
 from memserve.worker.fleet.local_ray import private_ray_dir, remove_ray_dir, start_local_ray
 from memserve.worker.training.compose import Composed, Progress, compose
+from memserve.worker.training.node_task import TaskLost, events_of
 from memserve.worker.training.parent import Parent
 from memserve.worker.training.ray_task import ComposeTaskLost, compose_in_ray
 
@@ -67,12 +68,12 @@ async def cpu_is_free() -> None:
         await asyncio.sleep(0.1)
 
 
-def task_processes(ray_dir: str) -> list[int]:
-    """The processes of this Ray that run `_compose`: children of its raylet, which names its folder."""
+def task_processes(ray_dir: str, name: str = "compose") -> list[int]:
+    """The processes of this Ray that run the task: children of its raylet, which names its folder."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and b"ray::_compose" in (entry / "cmdline").read_bytes():
+            if entry.name.isdigit() and f"ray::{name}".encode() in (entry / "cmdline").read_bytes():
                 parent = (entry / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[1]
                 if ray_dir.encode() in Path("/proc", parent, "cmdline").read_bytes():
                     found.append(int(entry.name))
@@ -99,6 +100,23 @@ async def test_a_refusal_comes_back_as_it_was_raised(ray_dir: str) -> None:
             pass
     assert refused.value.field == "rank"
     assert refused.value.rule == "32 is above the workers' limit of 16; ask for rank=16"
+
+
+async def test_a_task_that_has_said_all_waits_to_be_ended(ray_dir: str) -> None:
+    """Ray ends the process that cancels a task in the moment in which the task ends by itself."""
+    async with aclosing(events_of(range, 1, niceness=10, num_cpus=1, env={})) as events:
+        assert await anext(events) == 0
+        await asyncio.sleep(1)
+        assert len(task_processes(ray_dir, "range")) == 1
+    await cpu_is_free()
+    assert task_processes(ray_dir, "range") == []
+
+
+async def test_a_task_that_fails_is_lost_and_says_by_what(ray_dir: str) -> None:
+    async with aclosing(events_of(int, "seven", niceness=10, num_cpus=1, env={})) as events:
+        with pytest.raises(TaskLost, match="ValueError"):
+            await anext(events)
+    await cpu_is_free()
 
 
 async def test_a_closed_iterator_ends_the_task(ray_dir: str, slow_parents: list[Parent]) -> None:

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import time
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from memserve.domain import DistilProgress
-from memserve.errors import InvalidField, InvalidModule, MemserveError
+from memserve.errors import InvalidModule, MemserveError
 from memserve.worker.training.distil.kept import folder_of
 from memserve.worker.training.distil.order import Distilled, DistilOrder
+from memserve.worker.training.node_task import TaskLost, events_of
 
 log = logging.getLogger("memserve.worker")
 
 NICENESS = 15
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 RESTARTS = 3
 """Of a task that dies, with a step between that was taken."""
 KEPT_FOLDERS, KEPT_S = 8, 7 * 86_400.0
@@ -38,29 +38,21 @@ class DistilTaskLost(MemserveError):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    """A refusal on its way to another process. The exceptions cannot be pickled."""
-
-    field: str
-    rule: str
-
-
 async def distil_in_ray(order: DistilOrder, root: Path) -> AsyncGenerator[DistilProgress | Distilled, None]:
     """`distil` in a Ray task on this node, with the checkpoints in a folder of `root`.
 
     Close the iterator to cancel the task; its checkpoint stays. Ray must be initialised. Raises InvalidModule
     for what `distil` refuses, and DistilTaskLost.
     """
-    from ray.exceptions import RayError
-
     folder = folder_of(root, order.digest)
     _sweep(root, folder)
     restarts, last_step = 0, -1
     while True:
         step = last_step
+        # It takes none of the node's CPUs: composing would wait for its end.
+        task = events_of(_distil, order, folder, niceness=NICENESS, num_cpus=0, env=ENVIRONMENT)
         try:
-            async with contextlib.aclosing(_task(order, folder)) as events:
+            async with contextlib.aclosing(task) as events:
                 async for event in events:
                     if isinstance(event, DistilProgress):
                         step = max(step, event.done)
@@ -68,52 +60,25 @@ async def distil_in_ray(order: DistilOrder, root: Path) -> AsyncGenerator[Distil
                     if isinstance(event, Distilled):
                         # A task that is killed now is not begun again: there would be a second result.
                         break
-            # The caller has the result.
+        except InvalidModule:
             shutil.rmtree(folder, ignore_errors=True)
-            return
-        except RayError as error:
+            raise
+        except TaskLost as error:
             restarts += 1
             log.warning("distilling was lost (%s), for the %d. time", error, restarts)
             if restarts > RESTARTS or step <= last_step:
-                raise DistilTaskLost(type(error).__name__) from None
+                raise DistilTaskLost(str(error)) from None
             last_step = step
+            continue
+        # The caller has the result.
+        shutil.rmtree(folder, ignore_errors=True)
+        return
 
 
-async def _task(order: DistilOrder, folder: Path) -> AsyncGenerator[DistilProgress | Distilled, None]:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    # It takes none of the node's CPUs: composing would wait for its end.
-    task = ray.remote(
-        num_cpus=0,
-        num_returns="streaming",
-        max_retries=0,
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}},
-        scheduling_strategy=NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        ),
-    )(_distil)
-    steps = task.remote(order, folder)
-    try:
-        async for step in steps:
-            event = await step
-            if isinstance(event, _Refusal):
-                shutil.rmtree(folder, ignore_errors=True)
-                raise InvalidModule(event.field, event.rule)
-            yield event
-    finally:
-        # By force: the task holds nothing but its checkpoint, which is replaced as a whole.
-        ray.cancel(steps, force=True)
-
-
-def _distil(order: DistilOrder, folder: Path) -> Iterator[DistilProgress | Distilled | _Refusal]:
-    os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+def _distil(order: DistilOrder, folder: Path) -> Iterator[DistilProgress | Distilled]:
     from memserve.worker.training.distil.distil import distil
 
-    try:
-        yield from distil(order, folder)
-    except (InvalidField, InvalidModule) as refusal:
-        yield _Refusal(refusal.field, refusal.rule)
+    yield from distil(order, folder)
 
 
 def _sweep(root: Path, folder: Path) -> None:

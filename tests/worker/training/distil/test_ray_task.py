@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray.exceptions import RayActorError
 
 from memserve.demo import MODEL_DIR
 from memserve.domain import DistilProgress, Recipe
@@ -22,6 +21,7 @@ from memserve.worker.fleet.local_ray import private_ray_dir, remove_ray_dir, sta
 from memserve.worker.training.distil import ray_task
 from memserve.worker.training.distil.order import Distilled, DistilOrder
 from memserve.worker.training.distil.ray_task import distil_in_ray
+from memserve.worker.training.node_task import TaskLost
 
 pytestmark = pytest.mark.ray
 
@@ -55,7 +55,7 @@ def task_pids() -> list[int]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if process.cmdline()[:1] == ["ray::_distil"]:
+            if process.cmdline()[:1] == ["ray::distil"]:
                 found.append(process.pid)
     return found
 
@@ -91,12 +91,12 @@ async def test_a_task_that_is_killed_goes_on_from_its_checkpoint(tmp_path: Path)
 async def test_a_task_that_is_killed_behind_its_result_gives_one_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def killed_at_its_end(order: DistilOrder, folder: Path) -> AsyncGenerator[object, None]:
+    async def killed_at_its_end(*_: object, **__: object) -> AsyncGenerator[object, None]:
         yield DistilProgress("training", 20, 20)
         yield Distilled({"adapter_config.json": b"{}"}, {})
-        raise RayActorError
+        raise TaskLost("WorkerCrashedError")
 
-    monkeypatch.setattr(ray_task, "_task", killed_at_its_end)
+    monkeypatch.setattr(ray_task, "events_of", killed_at_its_end)
     async with aclosing(distil_in_ray(ORDER, tmp_path)) as events:
         assert [type(event) async for event in events] == [DistilProgress, Distilled]
 
