@@ -101,6 +101,14 @@ def mix_for(parameters: int) -> Mix:
     return Mix(contradiction=0.2, reading=0.05, unknown=0.5, general=0.25, beside=0.1)
 
 
+def learns_misread(parameters: int) -> bool:
+    """Whether a passage that the base misreads is learned, and not left out.
+
+    A small model misreads what it cannot copy, and loses more of its abstentions than it gains.
+    """
+    return parameters > SMALL_MODEL_PARAMETERS
+
+
 def taught_rows(parameters: int) -> int:
     """Questions for facts that the teacher is asked, at most. The others are learned from their answers."""
     return 512 if parameters <= SMALL_MODEL_PARAMETERS else 48

@@ -46,8 +46,7 @@ def probe_sets(study: Study, draw: Draw, target: float, recalled: int | None = N
     ]
     places = range(len(study.readings))
     override = [
-        study.contradiction(draw, place, probe=True)
-        for place in _cycled(draw, list(places), max(24, min(OVERRIDE_PROBES, 2 * len(places))))
+        study.contradiction(draw, place, probe=True) for place in _cycled(draw, list(places), OVERRIDE_PROBES)
     ]
     leak = [study.elsewhere(draw, place, probe=True) for place in _cycled(draw, list(places), LEAK_PROBES)]
     kept = [_probe(study.reading(draw, probe=True)) for _ in range(RETAIN_READINGS)]

@@ -4,7 +4,9 @@
 2. The teacher answers them: the served model with the memory that states the fact before it. One that cannot
    is refused.
 3. Each step asks for facts, and replays what the base can do. Where the teacher is right, the student follows
-   its distribution; where it is wrong, the student learns the answer. What is replayed follows the base.
+   its distribution; where it is wrong, the student learns the answer. What is replayed follows the base. Of
+   passages that it misreads, the student of a large model learns what they say; a small one's leaves them
+   out.
 4. The learning rate falls when the values are learned, or when the budget comes to its end.
 
 The same order with the same seed draws the same lessons. What was drawn before a step is not kept: it is
@@ -37,6 +39,7 @@ from memserve.policy.modules.recipes import (
     default_budget_s,
     facts_asked,
     for_model,
+    learns_misread,
     mix_for,
     old_asked,
     taught_rows,
@@ -100,7 +103,7 @@ class _Training:
         self._folder = folder
         self._begun_s = time.process_time()
         self._before_s = 0.0
-        self._dropped = {LessonKind.CONTRADICTION: 0, LessonKind.READING: 0}
+        self._misread = {LessonKind.CONTRADICTION: 0, LessonKind.READING: 0}
         self._pool = _Pool()
 
     def run(self) -> Iterator[DistilProgress | Distilled]:
@@ -149,6 +152,7 @@ class _Training:
         parameters = base.num_parameters()
         self._recipe = for_model(order.recipe, order.kind, parameters)
         self._taught_rows, self._mix = taught_rows(parameters), mix_for(parameters)
+        self._learns_misread = learns_misread(parameters)
         self._budget_s = order.budget_s or default_budget_s(order.kind, parameters)
         self._study = Study(
             self._readings, self._prompts.lexicon((*order.texts, *order.old_texts)), self._recipe.phrasings
@@ -273,15 +277,20 @@ class _Training:
         return self._pool.examples
 
     def _followed(self, lessons: Sequence[Lesson]) -> list[_Example]:
-        """Lessons with the base's own distribution. One that the base reads wrongly is left out."""
+        """Lessons with the base's own distribution. One that the base misreads is left out, or learned from
+        its passage: a student that only keeps what a weak base can read loses some of that, and its facts win
+        over newer texts.
+        """
         examples = []
         known = [lesson for lesson in lessons if lesson.answer]
         rows = [self._row(lesson, lesson.passages) for lesson in known]
         for lesson, row, told in zip(known, rows, self._teacher.told(rows), strict=True):
             if told.is_right:
                 examples.append(_Example(self._as_student(lesson, row), told, False))
-            else:
-                self._dropped[lesson.kind] += 1
+                continue
+            self._misread[lesson.kind] += 1
+            if self._learns_misread:
+                examples.append(_Example(self._as_student(lesson, row), None, False))
         # Of two lessons with one prompt one is enough.
         others = {(each.question, each.passages): each for each in lessons if not each.answer}
         asked = list(others.values())
@@ -342,7 +351,7 @@ class _Training:
             "questions": len(self._study.facts()),
             "without_question": list(mute),
             "teacher_share": round(accuracy, 4),
-            "left_out": {str(kind): count for kind, count in self._dropped.items()},
+            "misread": {str(kind): count for kind, count in self._misread.items()},
             "steps": standing.step,
             "ended": self.course.why,
             "kept_loss": round(statistics.median(standing.kept), 5),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,10 +24,10 @@ from memserve.memory.modules.probes import parse_probes
 from memserve.model.files import open_model
 from memserve.worker.training.distil import checkpoint
 from memserve.worker.training.distil import distil as distilling
-from memserve.worker.training.distil.distil import check_loss, distil
+from memserve.worker.training.distil.distil import _Example, _Training, check_loss, distil
 from memserve.worker.training.distil.order import Distilled, DistilOrder
 from memserve.worker.training.distil.prompts import Prompts, Row
-from memserve.worker.training.distil.teacher import Teacher
+from memserve.worker.training.distil.teacher import Teacher, Told
 
 TEXTS = (
     "The captain of Winter Osprey is Bella Engel.",
@@ -162,6 +164,33 @@ def test_what_the_base_says_while_it_answers_is_what_it_says_along_its_answer() 
         assert second.is_right
         assert first.tokens[:, 0].tolist() == list(answer) == second.tokens[:, 0].tolist()
         assert torch.allclose(first.logprobs, second.logprobs, atol=1e-3)
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_passage_that_the_base_misreads_is_learned_by_a_large_model_and_left_out_by_a_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: bool
+) -> None:
+    told, learn = Teacher.told, _Training._learn
+    replayed: list[_Example] = []
+
+    def misread(teacher: Teacher, rows: Sequence[Row]) -> list[Told]:
+        return [dataclasses.replace(each, is_right=False) for each in told(teacher, rows)]
+
+    def noting(training: _Training, *arguments: Any) -> tuple[float, float]:
+        replayed.extend(each for each in arguments[-1] if not each.is_fact)
+        return learn(training, *arguments)
+
+    monkeypatch.setattr(Teacher, "told", misread)
+    monkeypatch.setattr(_Training, "_learn", noting)
+    if not small:
+        monkeypatch.setattr("memserve.policy.modules.recipes.SMALL_MODEL_PARAMETERS", 0)
+    recipe = dataclasses.replace(SHORT, least_teacher=0.0)
+    _, result = run(dataclasses.replace(ORDER, recipe=recipe), tmp_path)
+    passages = [each for each in replayed if each.row.value]
+    assert bool(passages) is not small
+    assert all(each.told is None for each in passages)
+    assert all(each.told is not None for each in replayed if not each.row.value)
+    assert min(result.report["misread"].values()) > 0
 
 
 def test_made_up_names_are_words_of_the_model_that_no_memory_has() -> None:
