@@ -5,7 +5,6 @@ Thread-safe. The clock is an argument.
 
 from __future__ import annotations
 
-import statistics
 import threading
 from collections import deque
 
@@ -13,8 +12,9 @@ from memserve.policy.kv.loading import LoadRates
 
 # What is left of a step's or a round trip's weight after the next one.
 MEMORY = 0.7
-# The bandwidth is the median of this many loads: one load that meets a stall of the machine changes nothing,
-# and what three loads in a row meet is believed, also after a slow time.
+# The bandwidth is that of the fastest of so many loads. A load of a few chunks says little about it, and one
+# that meets a busy machine says less than it is; none says much more (see `loaded`). What all of the last
+# loads meet is believed, and one fast load ends a slow time. A load too many costs its budget at most.
 LOADS = 5
 # Fewer samples decide nothing. The first load opens connections, and the first step is the engine's warm-up.
 MIN_SAMPLES = 3
@@ -82,5 +82,5 @@ class MeasuredRates:
         with self._lock:
             stale = self._loaded_s is None or now_s - self._loaded_s > STALE_S
             measured = len(self._bytes_per_s) >= MIN_SAMPLES
-            bytes_per_s = statistics.median(self._bytes_per_s) if measured else 0.0
+            bytes_per_s = max(self._bytes_per_s) if measured else 0.0
             return LoadRates(self._latency_s, bytes_per_s, self._tokens.per_s), stale
