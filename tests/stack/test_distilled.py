@@ -27,7 +27,7 @@ SHORT = Recipe(steps=100, rows=4, stop_loss=0.0)
 def trainers(stack: Stack) -> list[psutil.Process]:
     """The stack's processes that train."""
     marks = {STACK_MARK: str(stack.settings.data)}
-    return [process for process in processes_with(marks) if process.cmdline()[:1] == ["ray::_distil"]]
+    return [process for process in processes_with(marks) if process.cmdline()[:1] == ["ray::distil"]]
 
 
 @pytest.mark.timeout(120, func_only=True)
