@@ -23,8 +23,8 @@ LONGEST_S = 1.5
 BATCH = 8
 STEPS = 8
 REPEATS = 2
-SHORT_REPEATS = 4
-"""Of prompts that take milliseconds, in which another process shows most."""
+QUICK_S, QUICK_REPEATS = 0.1, 4
+"""Of a prompt that takes less, in which another process shows most."""
 LEAST_ANSWER = 0.02
 """Of a step, an answer takes this part at least: on a small model the difference is lost in noise."""
 LEAST_TOKEN = 0.2
@@ -55,8 +55,10 @@ async def measured_costs(engine: Engine) -> EngineCosts:
         return first_s, time.monotonic() - began_s
 
     async def prompt_s(tokens: int) -> float:
-        repeats = REPEATS if tokens > MIDDLE_TOKENS else SHORT_REPEATS
-        return min([(await ask(tokens, 1))[0] for _ in range(repeats)])
+        taken: list[float] = []
+        while len(taken) < REPEATS or (len(taken) < QUICK_REPEATS and min(taken) < QUICK_S):
+            taken.append((await ask(tokens, 1))[0])
+        return min(taken)
 
     async def step_s(prompt_tokens: int, answers: int) -> float:
         taken = []
